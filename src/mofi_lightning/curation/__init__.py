@@ -1,0 +1,1 @@
+"""Curation: noisy image + alt-text pairs become images with entities (Image-to-Entities)."""

@@ -1,0 +1,1 @@
+"""Entities to batches: data sets on disk, texts, augmentation, mixing, the datamodule."""

@@ -1,0 +1,1 @@
+"""From batches to embeddings: image and text encoders, their preprocessing and the `DualEncoder`."""

@@ -1,0 +1,159 @@
+"""Reads what describes a `DualEncoder` from a saved folder or from a training checkpoint.
+
+Only the model's part of a checkpoint is read: optimizer states and entity tables stay on disk. Nothing is
+unpickled except through torch's weights-only loader and, for a sharded checkpoint's index, an allow-list.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.distributed import checkpoint as dcp
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+
+from mofi_lightning.encoders import tokenizer
+from mofi_lightning.types import InputError
+
+CONFIG_FILE = "config.json"
+WEIGHTS_FILE = "model.safetensors"
+CHECKPOINT_KEY = "dual_encoder"
+_STATE_PREFIX = "model."
+_SHARDS_INDEX, _SHARDS_REST = ".metadata", "meta.pt"  # the layout of Lightning's ModelParallelStrategy
+
+
+class StoredEncoder(NamedTuple):
+    """Configuration of plain values, `tokenizer.json`'s contents, and weights by their names in the model."""
+
+    config: Mapping[str, Any]
+    tokenizer: str | None
+    weights: dict[str, Tensor]
+
+
+def read(path: Path) -> StoredEncoder:
+    """Read a saved folder, a checkpoint file or a sharded checkpoint folder, onto the CPU.
+
+    Raises:
+        InputError: nothing is there, or what is there is none of the three.
+    """
+    if path.is_file():
+        return _read_file(path)
+    if not path.is_dir():
+        raise InputError(f"model {str(path)!r} does not exist; give a saved folder or a checkpoint")
+    if (path / CONFIG_FILE).is_file():
+        return _read_folder(path)
+    if (path / _SHARDS_INDEX).is_file() and (path / _SHARDS_REST).is_file():
+        return _read_shards(path)
+    raise InputError(
+        f"folder {str(path)!r} holds no model: neither {CONFIG_FILE} nor the files of a sharded checkpoint"
+    )
+
+
+def _read_folder(path: Path) -> StoredEncoder:
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+        weights = load_file(path / WEIGHTS_FILE)
+    except ValueError as error:
+        raise InputError(f"{str(path / CONFIG_FILE)!r} is no JSON: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"weights {str(path / WEIGHTS_FILE)!r} cannot be read: {error}") from error
+    if not isinstance(config, dict):
+        raise InputError(f"{str(path / CONFIG_FILE)!r} holds no JSON object")
+    text = path / tokenizer.FILE_NAME
+    return StoredEncoder(config, text.read_text(encoding="utf-8") if text.is_file() else None, weights)
+
+
+def _read_file(path: Path) -> StoredEncoder:
+    checkpoint = _load_safely(path)
+    state = checkpoint.get("state_dict", {})
+    weights = {k.removeprefix(_STATE_PREFIX): v for k, v in state.items() if k.startswith(_STATE_PREFIX)}
+    return _described(checkpoint, weights, path)
+
+
+def _read_shards(path: Path) -> StoredEncoder:
+    prefix = f"state_dict.{_STATE_PREFIX}"
+    try:
+        reader = _SafeReader(path)
+        wanted = {
+            name: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for name, entry in reader.read_metadata().state_dict_metadata.items()
+            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+        }
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
+            dcp.load(wanted, storage_reader=reader, no_dist=True)
+    except (Exception, dcp.CheckpointException) as error:  # torch fails in many ways; its own is no Exception
+        raise InputError(
+            f"sharded checkpoint {str(path)!r} is damaged: its index or a shard is unreadable"
+        ) from error
+    weights = {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
+    return _described(_load_safely(path / _SHARDS_REST), weights, path)
+
+
+def _load_safely(path: Path) -> dict[str, Any]:
+    try:
+        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+    except Exception as error:  # garbage fails in torch in many ways
+        raise InputError(f"{str(path)!r} is no checkpoint that can be read safely") from error
+    if not isinstance(loaded, dict):
+        raise InputError(f"{str(path)!r} is no training checkpoint but a {type(loaded).__name__}")
+    return loaded
+
+
+def _described(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: Path) -> StoredEncoder:
+    description = checkpoint.get(CHECKPOINT_KEY)
+    if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
+        raise InputError(
+            f"checkpoint {str(path)!r} has no {CHECKPOINT_KEY!r} entry: `mofi fit` did not write it"
+        )
+    return StoredEncoder(description["config"], description.get("tokenizer"), weights)
+
+
+class _SafeReader(dcp.FileSystemReader):
+    """Reads the index, which torch pickles, through an allow-list of the classes that an index is made of."""
+
+    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
+        with open(Path(self.checkpoint_id) / _SHARDS_INDEX, "rb") as file:
+            metadata: Metadata = _IndexUnpickler(file).load()
+        metadata.storage_meta = StorageMeta(load_id=self.load_id)
+        return metadata
+
+
+class _IndexUnpickler(pickle.Unpickler):
+    _ALLOWED = frozenset(
+        {
+            *(
+                ("torch.distributed.checkpoint.metadata", name)
+                for name in (
+                    "BytesStorageMetadata",
+                    "ChunkStorageMetadata",
+                    "Metadata",
+                    "MetadataIndex",
+                    "StorageMeta",
+                    "TensorProperties",
+                    "TensorStorageMetadata",
+                    "_MEM_FORMAT_ENCODING",
+                )
+            ),
+            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
+            ("torch.serialization", "_get_layout"),
+            ("torch", "Size"),
+            ("pathlib", "PosixPath"),
+            ("pathlib", "WindowsPath"),
+        }
+    )
+
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) in self._ALLOWED or (
+            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return super().find_class(module, name)
+        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint's index")

@@ -1,0 +1,154 @@
+"""Images and texts to embeddings: batches, threads that decode, a progress bar, broken images counted."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any, Protocol
+
+import torch
+import torch.nn.functional as F
+from rich.progress import track
+from torch import Tensor, nn
+
+from mofi_lightning.encoders.decoding import UndecodableImage, decode
+from mofi_lightning.encoders.preprocess import Preprocess
+from mofi_lightning.types import InputError
+
+
+class EmbeddingModel(Protocol):
+    """What can be measured: `DualEncoder`, `RawPixels`, or anything of this form.
+
+    Attributes:
+        preprocess: how it wants its images.
+        text: its text tower; None if it has none.
+    """
+
+    preprocess: Preprocess
+    text: Any
+
+    def encode_image(self, image: Tensor, /) -> Tensor:
+        """Preprocessed images `[B, 3, H, W]` to L2-normalised embeddings `[B, D]`."""
+
+    def encode_text(self, texts: Sequence[str], /) -> Tensor:
+        """Texts to L2-normalised embeddings `[B, D]`."""
+
+
+class RawPixels:
+    """The floor every encoder must beat: the image at 16 x 16 pixels, minus its mean, as its embedding."""
+
+    preprocess = Preprocess(size=16, resize="squash", interpolation="bilinear")
+    text = None
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        """Images `[B, 3, 16, 16]` to `[B, 768]`."""
+        flat = image.flatten(1).float()
+        return F.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        """Pixels cannot embed text."""
+        raise InputError("raw pixels have no text tower")
+
+
+@dataclass(frozen=True)
+class EmbeddedImages:
+    """Embeddings of N images.
+
+    Attributes:
+        embeddings: float32 `[N, D]` on the CPU, in the order of the images; a row of NaN for an image that
+            could not be decoded.
+        failed: row -> why, for these.
+    """
+
+    embeddings: Tensor
+    failed: dict[int, str] = field(default_factory=dict)
+
+    @property
+    def usable(self) -> Tensor:
+        """Rows that have an embedding, int64, ascending."""
+        return torch.tensor(
+            [row for row in range(len(self.embeddings)) if row not in self.failed], dtype=torch.long
+        )
+
+    def failures(self) -> dict[str, int]:
+        """Number of undecodable images by kind of fault, sizes read as N, most frequent first."""
+        kinds = (re.sub(r"\d[\d,]*", "N", reason.split(":")[0]) for reason in self.failed.values())
+        return dict(Counter(kinds).most_common())
+
+
+@torch.inference_mode()
+def embed_images(
+    model: EmbeddingModel,
+    images: Iterable[bytes],
+    batch_size: int = 256,
+    workers: int = 2,
+    description: str | None = None,
+) -> EmbeddedImages:
+    """Embed encoded image files.
+
+    Args:
+        model: on whatever device its parameters are.
+        images: encoded files (JPEG, PNG, ...); read once, in order.
+        batch_size: images a forward pass.
+        workers: threads that decode the next batch while the model embeds this one.
+        description: title of a progress bar; None shows none.
+
+    Raises:
+        InputError: no image, or none that can be decoded.
+    """
+    preprocess, device = model.preprocess, device_of(model)
+
+    def prepare(data: bytes) -> Tensor | str:
+        try:
+            return preprocess(decode(data))
+        except UndecodableImage as error:
+            return str(error)
+
+    total = len(images) if isinstance(images, Sequence) else None
+    shown = description is not None and sys.stdout.isatty()
+    stream = iter(track(images, description or "", total=total, transient=True) if shown else images)
+    rows: list[Tensor | None] = []
+    failed: dict[int, str] = {}
+    with ThreadPoolExecutor(workers) as pool:
+        pending = pool.map(prepare, islice(stream, batch_size))
+        while prepared := list(pending):
+            pending = pool.map(prepare, islice(stream, batch_size))
+            good = [image for image in prepared if isinstance(image, Tensor)]
+            failed |= {len(rows) + i: p for i, p in enumerate(prepared) if isinstance(p, str)}
+            embedded = iter(model.encode_image(torch.stack(good).to(device)).float().cpu() if good else ())
+            rows.extend(next(embedded) if isinstance(image, Tensor) else None for image in prepared)
+    width = next((len(row) for row in rows if row is not None), None)
+    if width is None:
+        why = f"; the first: {failed[0]}" if failed else ""
+        raise InputError(f"none of {len(rows)} images could be embedded{why}")
+    missing = torch.full((width,), torch.nan)
+    return EmbeddedImages(torch.stack([missing if row is None else row for row in rows]), failed)
+
+
+@torch.inference_mode()
+def embed_texts(model: EmbeddingModel, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+    """Embed `texts`: float32 `[N, D]` on the CPU.
+
+    Raises:
+        InputError: the model has no text tower, or there are no texts.
+    """
+    if model.text is None:
+        raise InputError(f"{type(model).__name__} has no text tower; it embeds images only")
+    if not texts:
+        raise InputError("there are no texts to embed")
+    parts = [
+        model.encode_text(list(texts[first : first + batch_size])).float().cpu()
+        for first in range(0, len(texts), batch_size)
+    ]
+    return torch.cat(parts)
+
+
+def device_of(model: EmbeddingModel) -> torch.device:
+    """Device of the model's parameters; the CPU for a model without any."""
+    parameter = next(model.parameters(), None) if isinstance(model, nn.Module) else None
+    return torch.device("cpu") if parameter is None else parameter.device

@@ -1,0 +1,78 @@
+"""CLIP's contrastive objective."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from mofi_lightning.distributed import (
+    all_reduce_logsumexp,
+    gather,
+    gather_labels,
+    rank,
+    scale_gradient,
+    world_size,
+)
+from mofi_lightning.functional import info_nce
+from mofi_lightning.objectives.base import Objective
+from mofi_lightning.types import Batch, Embeddings, ObjectiveOutput, ObjectiveSpec
+
+
+class CLIP(Objective):
+    """Symmetric InfoNCE over the global batch with a learned scale (Radford et al., arXiv 2103.00020).
+
+    On several ranks each makes the similarities of its own images with all texts; the columns' log-sum-exps
+    are all-reduced, so that images are never gathered. Requires 'text'; uses `entity` where the batch has
+    it.
+
+    Args:
+        spec: what the objective is built from.
+        logit_scale_init: natural logarithm of the scale at the start.
+        max_logit_scale: cap of the logarithm, kept after every step.
+        label_smoothing: 0..1; ALIGN (arXiv 2102.05918) uses 0.1.
+        multi_positive: pairs of the same entity are positives of each other, not false negatives.
+    """
+
+    requires = frozenset({"text"})
+
+    def __init__(
+        self,
+        spec: ObjectiveSpec,
+        logit_scale_init: float = math.log(1 / 0.07),
+        max_logit_scale: float = math.log(100),
+        label_smoothing: float = 0.0,
+        multi_positive: bool = True,
+    ) -> None:
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.full((1,), logit_scale_init))
+        self.max_logit_scale = max_logit_scale
+        self.label_smoothing = label_smoothing
+        self.multi_positive = multi_positive
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
+        """Loss of the batch; logs the scale."""
+        assert embeddings.text is not None  # `requires` was checked before training
+        text = gather(embeddings.text)
+        labels = batch.get("entity") if self.multi_positive else None
+        scale = self.logit_scale.exp()
+        loss = info_nce(
+            embeddings.image,
+            text,
+            scale,
+            entity=None if labels is None else gather_labels(labels),
+            first=rank() * len(embeddings.image),
+            label_smoothing=self.label_smoothing,
+            merge=_merge_columns,
+        )
+        return ObjectiveOutput(loss, {"logit_scale": scale.detach().squeeze(0)})
+
+    @torch.no_grad()
+    def after_optimizer_step(self, lr_factor: float) -> None:
+        """Keep the scale below its cap."""
+        self.logit_scale.clamp_(max=self.max_logit_scale)
+
+
+def _merge_columns(columns: Tensor) -> Tensor:
+    return scale_gradient(all_reduce_logsumexp(columns), world_size())

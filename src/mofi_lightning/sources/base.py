@@ -1,0 +1,57 @@
+"""A source: where noisy image + alt-text pairs come from."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+
+class Pair(NamedTuple):
+    """One image with its alt-text.
+
+    Attributes:
+        key: unique within the source.
+        image: the encoded file (JPEG, PNG, WebP, ...), as found.
+        text: the alt-text, possibly empty.
+        entity: id of the entity that the image really shows, if the source knows; never seen by curation or
+            training, only by measurement.
+    """
+
+    key: str
+    image: bytes
+    text: str
+    entity: str | None = None
+
+
+class Entity(NamedTuple):
+    """One entry of a knowledge base."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+
+
+class Source(ABC):
+    """Base class of sources: constructor arguments are the command line of `mofi pairs NAME`.
+
+    A source streams; it never holds its images in memory. Bad input raises `InputError`.
+    """
+
+    @property
+    def splits(self) -> Sequence[str]:
+        """Names of the source's splits, in the order they are written."""
+        return ("train",)
+
+    @abstractmethod
+    def pairs(self, split: str) -> Iterator[Pair]:
+        """The pairs of `split`."""
+
+    def entities(self) -> Iterator[Entity]:
+        """The knowledge base that comes with the source; empty by default."""
+        return iter(())
+
+    def count(self, split: str) -> int | None:
+        """Number of pairs of `split`, where it is known beforehand (for progress bars)."""
+        return None

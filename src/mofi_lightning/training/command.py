@@ -1,0 +1,158 @@
+"""`mofi fit` and `mofi validate`: LightningCLI, with the traps of its defaults closed."""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+import jsonargparse
+import torch
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
+from lightning.pytorch.cli import LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+
+# imported so that their short class names resolve in YAML
+import mofi_lightning.data.datamodule
+import mofi_lightning.objectives.devise
+import mofi_lightning.objectives.mofi
+from mofi_lightning.training import callbacks as _callbacks
+from mofi_lightning.training.checkpointing import (
+    AtomicCheckpointIO,
+    StepCheckpoint,
+    check_is_checkpoint,
+    latest_checkpoint,
+)
+from mofi_lightning.training.module import PretrainingModule
+from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
+
+# omegaconf+ resolves interpolations after the command line's overrides; plain omegaconf ignores these
+jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
+
+
+class PretrainingCLI(LightningCLI):
+    """LightningCLI for `PretrainingModule`, counted in steps, sharded when there is more than one process."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """Only training and validation: measuring and embedding are verbs of their own."""
+        return {
+            "fit": {"model", "train_dataloaders", "val_dataloaders", "datamodule"},
+            "validate": {"model", "dataloaders", "datamodule"},
+        }
+
+    def _parse_ckpt_path(self) -> None:
+        """Keep the YAML: LightningCLI would let a checkpoint's hyperparameters overrule it."""
+
+    def before_instantiate_classes(self) -> None:
+        """Resolve `ckpt_path: last` to the run's newest checkpoint, and refuse what is no checkpoint."""
+        config = self.config[self.config.subcommand]
+        if config.get("ckpt_path") == "last":
+            newest = latest_checkpoint(_root(config.trainer))
+            config.ckpt_path = str(newest) if newest else None
+            print(f"resuming from {newest}" if newest else "no checkpoint yet: training starts at step 0")
+        if config.get("ckpt_path"):
+            check_is_checkpoint(Path(config.ckpt_path))
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        """The trainer, with our strategy, checkpoints, loggers and throughput unless others were asked for."""
+        config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
+        root = _root(config)
+        config["default_root_dir"] = str(root)
+        config["callbacks"] = _default_callbacks(
+            config.get("callbacks"), config.get("enable_checkpointing"), config.get("enable_progress_bar")
+        )
+        if config.get("logger") in (None, True):
+            config["logger"] = _default_loggers(root)
+        processes = _count_processes(config)
+        if processes > 1 and config.get("strategy") in (None, "auto"):
+            config["strategy"] = ShardedStrategy()
+        elif processes == 1:
+            plugins = config.get("plugins") or []
+            config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        return self._instantiate_trainer(config, [])
+
+
+def _root(trainer_config: Any) -> Path:
+    return Path(trainer_config.get("default_root_dir") or "runs/fit")
+
+
+def _quiet() -> None:
+    """Keep Lightning's tips and the advice that does not apply to streams of known length off the screen."""
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
+    warnings.filterwarnings("ignore", ".*does not have many workers.*")
+    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+
+
+def _default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool | None) -> list[Callback]:
+    callbacks = list(given) if isinstance(given, list) else [given] if given else []
+    if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+        callbacks.append(StepCheckpoint())
+    if not any(isinstance(c, _callbacks.Throughput) for c in callbacks):
+        callbacks.append(_callbacks.Throughput())
+    if progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+        callbacks.append(TQDMProgressBar(refresh_rate=10))
+    return callbacks
+
+
+def _default_loggers(root: Path) -> list[Logger]:
+    loggers: list[Logger] = [CSVLogger(root, name="logs")]
+    if importlib.util.find_spec("tensorboard"):
+        loggers.append(TensorBoardLogger(root, name="logs", version=loggers[0].version))
+    return loggers
+
+
+def _count_processes(config: dict[str, Any]) -> int:
+    """Number of processes that the trainer would use; refuses strategies other than ours.
+
+    A bare trainer is asked, because devices may be 'auto', a count or a list, and the launcher may be torchrun
+    or SLURM.
+    """
+    names = ("accelerator", "devices", "num_nodes", "strategy")
+    probe = Trainer(
+        **{name: config[name] for name in names if config.get(name) is not None},
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+    )
+    processes = probe.num_devices * probe.num_nodes
+    if config.get("strategy") not in (None, "auto"):
+        require_sharded(probe.strategy, processes)
+    return processes
+
+
+def run(words: list[str]) -> None:
+    """Parse `words` (the verb first) and train or validate.
+
+    Raises:
+        InputError: the options are wrong, in one line.
+    """
+    from mofi_lightning.cli import InputError, one_line
+
+    _quiet()
+    try:
+        PretrainingCLI(
+            PretrainingModule,
+            LightningDataModule,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=1,
+            trainer_defaults={
+                "max_epochs": -1,
+                "check_val_every_n_epoch": None,
+                "use_distributed_sampler": False,
+                "enable_model_summary": False,
+            },
+            save_config_kwargs={"overwrite": True},
+            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+            args=words,
+        )
+    except argparse.ArgumentError as error:
+        raise InputError(f"{one_line(str(error))} (`mofi {words[0]} --help` lists the options)") from error

@@ -1,0 +1,187 @@
+"""The LightningModule that pretrains a DualEncoder with an objective."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from mofi_lightning.distributed.parallelize import parallelize
+from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.objectives import CLIP
+from mofi_lightning.objectives.base import Objective
+from mofi_lightning.training.checkpointing import export_model
+from mofi_lightning.training.optimization import Optimization
+from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
+from mofi_lightning.types import Batch, InputError, ObjectiveOutput, ObjectiveSpec
+
+
+class PretrainingModule(LightningModule):
+    """Encodes each batch once and hands the embeddings to the objective.
+
+    Under `ShardedStrategy` the towers and the objective are sharded; the entity table, where the objective has
+    one, is no optimizer's parameter and is updated after the optimizer's step. At the end of `fit` the model
+    is written to `<default_root_dir>/model`.
+
+    Args:
+        encoder: what the DualEncoder is built from.
+        objective: makes the objective from the spec (sizes and vocabulary come from encoder and data).
+        optimization: AdamW and its schedule.
+    """
+
+    model: DualEncoder
+    objective: Objective
+
+    def __init__(
+        self,
+        encoder: DualEncoderConfig = DualEncoderConfig(),  # noqa: B008 (frozen dataclass; shown by --help)
+        objective: Callable[[ObjectiveSpec], Objective] = CLIP,
+        optimization: Optimization = Optimization(),  # noqa: B008 (frozen dataclass; shown by --help)
+    ) -> None:
+        super().__init__()
+        self.encoder_config = encoder
+        self.make_objective = objective
+        self.optimization = optimization
+
+    def setup(self, stage: str) -> None:
+        """Check what would otherwise train something wrong without a word."""
+        require_sharded(self.trainer.strategy, self.trainer.world_size)
+        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+            raise InputError(
+                f"trainer.precision {self.trainer.precision!r} is not supported (it would cast the entity table); "
+                "use 'bf16-mixed' or '32-true'"
+            )
+        if self.trainer.accumulate_grad_batches != 1:
+            raise InputError(
+                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} would change the "
+                "contrastive loss; raise the sources' rows per batch instead"
+            )
+        if stage == "fit" and self.trainer.max_steps < 1:
+            raise InputError("training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1")
+
+    def configure_model(self) -> None:
+        """Build model and objective, equal on every rank; called more than once, acts once."""
+        if hasattr(self, "model"):
+            return
+        seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.model = DualEncoder.from_config(self.encoder_config)
+            data = self._data()
+            data.use(self.model.preprocess, self.model.tokenizer, self._context_length())
+            self.objective = self.make_objective(
+                ObjectiveSpec(self.model.embed_dim, self.model.feature_dim, data.vocabulary)
+            )
+        self._seed = seed
+        self._check_requirements()
+        strategy = self.trainer.strategy
+        if isinstance(strategy, ShardedStrategy):
+            towers = [tower for tower in (self.model.image, self.model.text) if tower is not None]
+            bf16 = self.trainer.precision == "bf16-mixed"
+            parallelize(towers, self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
+
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise InputError("PretrainingModule takes its vocabulary from a datamodule; pass datamodule=...")
+        return data
+
+    def _context_length(self) -> int:
+        return self.model.text.encoder.context_length if self.model.text is not None else 0
+
+    def _check_requirements(self) -> None:
+        sources: Mapping[str, frozenset[str]] = self._data().fields
+        carried = frozenset().union(*sources.values())
+        if self.model.text is None:
+            carried -= {"text"}
+        for field in sorted(self.objective.requires - carried - {"image_tokens", "text_tokens"}):
+            listing = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in sources.items())
+            way_out = f"which no source carries ({listing})"
+            if field == "text" and self.model.text is None:
+                way_out = "but the model has no text tower; set model.encoder.text"
+            raise InputError(f"objective {type(self.objective).__name__!r} needs {field!r}, {way_out}")
+
+    def forward(self, batch: Batch) -> ObjectiveOutput:
+        """Encode `batch` once and evaluate the objective in full precision."""
+        requires = self.objective.requires
+        embeddings = self.model(
+            batch, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
+        )
+        with torch.autocast(self.device.type, enabled=False):
+            output: ObjectiveOutput = self.objective(embeddings, batch)
+        return output
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Loss of the rank's rows."""
+        # dropout is a function of (seed, step, rank), so a resumed run repeats it without saved generators
+        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
+        output = self(batch)
+        self._log_means("train", {"loss": output.loss.detach(), **output.logs}, len(batch["image"]))
+        return output.loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Loss of held-out rows; without their labels only the parts that need none mean anything."""
+        labelled = "entity" in batch and bool((batch["entity"] >= 0).any())
+        if "entity" in self.objective.requires and not labelled:
+            return
+        output = self(batch)
+        values = {"loss": output.loss, **output.logs}
+        self.log_dict(
+            {f"val/{k}": v for k, v in values.items()}, sync_dist=True, batch_size=len(batch["image"])
+        )
+
+    def _log_means(self, stage: str, values: Mapping[str, Tensor], rows: int) -> None:
+        """Log means over ranks: one collective, and only at the steps that reach the logger."""
+        at_log_step = (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0
+        if self.trainer.world_size > 1 and at_log_step:
+            stacked = torch.stack([v.float().reshape(()) for v in values.values()])
+            torch.distributed.all_reduce(stacked)
+            values = dict(zip(values, stacked / self.trainer.world_size, strict=True))
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=rows)
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with a schedule that is a function of `trainer.max_steps`."""
+        optimizer = self.optimization.optimizer((self.model, self.objective))
+        max_steps = self.trainer.max_steps
+        schedule = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.optimization.lr_factor(step, max_steps)
+        )
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+        """The optimizer's step, then what no optimizer holds (the entity table)."""
+        lr_factor = optimizer.param_groups[0]["lr"] / self.optimization.lr
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.objective.after_optimizer_step(lr_factor)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add what `mofi_lightning.load` needs, as plain values."""
+        vocabulary = self._data().vocabulary
+        tokenizer = self.model.tokenizer
+        checkpoint["dual_encoder"] = {
+            "config": asdict(self.model.config),
+            "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+        }
+        checkpoint["num_entities"] = len(vocabulary) if vocabulary is not None else 0
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse to go on with another vocabulary than the checkpoint's."""
+        vocabulary = self._data().vocabulary
+        now, then = len(vocabulary) if vocabulary is not None else 0, checkpoint.get("num_entities", 0)
+        if now != then:
+            raise InputError(
+                f"the checkpoint was trained with {then} entities, the data set has {now}; "
+                "resume with the data set of the checkpoint"
+            )
+
+    def on_train_end(self) -> None:
+        """Write the model folder, unless training was interrupted."""
+        if self.global_step >= self.trainer.max_steps:
+            export_model(self.model, Path(self.trainer.default_root_dir) / "model", self.trainer.is_global_zero)

@@ -1,0 +1,96 @@
+"""The multi-process strategy: FSDP2 over all ranks, optionally replicated."""
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import Any
+
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch.distributed.constants import default_pg_timeout
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+
+from mofi_lightning.types import InputError
+
+
+class ShardedStrategy(ModelParallelStrategy):
+    """FSDP2 (`fully_shard`) on every process; works on CPU (gloo) and GPU (nccl) alike.
+
+    Parameters, gradients and optimizer state are split over `world / replicate` ranks and kept in `replicate`
+    copies. `replicate = world` gives every rank a whole copy, which is what users of DDP want.
+
+    Args:
+        replicate: number of copies of the parameters; divides the number of processes.
+        save_distributed_checkpoint: each rank writes its shard into a folder; otherwise rank 0 writes one file.
+        process_group_backend: 'nccl' or 'gloo'; chosen from the device by default.
+        timeout: of collective operations.
+    """
+
+    def __init__(
+        self,
+        replicate: int = 1,
+        save_distributed_checkpoint: bool = True,
+        process_group_backend: str | None = None,
+        timeout: timedelta = default_pg_timeout,
+    ) -> None:
+        super().__init__(
+            data_parallel_size=1,
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.replicate = replicate
+        self._world_mesh: DeviceMesh | None = None
+
+    @property
+    def world_mesh(self) -> DeviceMesh:
+        """One dimension over all ranks."""
+        if self._world_mesh is None:
+            raise RuntimeError("the mesh exists only after setup_environment()")
+        return self._world_mesh
+
+    def setup_environment(self) -> None:
+        """Start the process group and lay the mesh over all ranks.
+
+        `ModelParallelStrategy` would set the data-parallel size to the number of nodes: its own method is
+        left out and only what stands above it runs.
+        """
+        super(ModelParallelStrategy, self).setup_environment()
+        self._setup_distributed()
+        if self.replicate < 1 or self.world_size % self.replicate:
+            raise InputError(
+                f"ShardedStrategy(replicate={self.replicate}) does not divide the {self.world_size} processes; "
+                f"choose a divisor of {self.world_size}"
+            )
+        device = self.root_device.type
+        if self.replicate == 1:
+            self._device_mesh = init_device_mesh(device, (self.world_size,), mesh_dim_names=("shard",))
+        else:
+            shape = (self.replicate, self.world_size // self.replicate)
+            self._device_mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
+        self._world_mesh = init_device_mesh(device, (self.world_size,), mesh_dim_names=("world",))
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @property
+    def distributed_sampler_kwargs(self) -> dict[str, Any]:
+        """Every rank is a data-parallel rank."""
+        return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+
+def require_sharded(strategy: Strategy, processes: int) -> None:
+    """Refuse strategies under which the entity table would be wrong without a word.
+
+    Raises:
+        InputError: more than one process and anything but `ShardedStrategy`.
+    """
+    if processes > 1 and not isinstance(strategy, ShardedStrategy):
+        raise InputError(
+            f"strategy {type(strategy).__name__} with {processes} processes would train a wrong entity table; "
+            "leave trainer.strategy out (ShardedStrategy is used) or, for whole copies as under DDP, set "
+            f"--trainer.strategy=ShardedStrategy --trainer.strategy.replicate={processes}"
+        )
+    if processes == 1 and not isinstance(strategy, SingleDeviceStrategy | ShardedStrategy):
+        raise InputError(
+            f"strategy {type(strategy).__name__} is not supported; leave trainer.strategy out for one process"
+        )

@@ -1,0 +1,134 @@
+import contextlib
+import io
+import struct
+import zlib
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image, ImageOps
+
+from mofi_lightning.encoders.decoding import UndecodableImage, decode
+from mofi_lightning.types import InputError
+
+RNG = np.random.default_rng(0)
+PHOTO = Image.fromarray(RNG.integers(0, 256, (5, 7, 3), dtype=np.uint8)).resize(
+    (70, 50), Image.Resampling.BICUBIC
+)
+ALPHA = Image.fromarray(RNG.integers(0, 256, (50, 70), dtype=np.uint8))
+TRANSLUCENT = PHOTO.copy()
+TRANSLUCENT.putalpha(ALPHA)
+PALETTE = PHOTO.quantize(16)
+DEEP = RNG.integers(0, 65536, (50, 70), dtype=np.uint16)
+ON_ITS_SIDE = Image.Exif()
+ON_ITS_SIDE[0x0112] = 6
+
+
+def encoded(image: Image.Image, format: str, **options) -> bytes:
+    file = io.BytesIO()
+    image.save(file, format, **options)
+    return file.getvalue()
+
+
+def with_pillow(data: bytes) -> torch.Tensor:
+    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
+    white = Image.new("RGBA", image.size, "white")
+    return torch.from_numpy(np.array(Image.alpha_composite(white, image).convert("RGB"))).permute(2, 0, 1)
+
+
+FILES = {
+    "jpeg": encoded(PHOTO, "JPEG"),
+    "progressive jpeg": encoded(PHOTO, "JPEG", progressive=True),
+    "grey jpeg": encoded(PHOTO.convert("L"), "JPEG"),
+    "cmyk jpeg": encoded(PHOTO.convert("CMYK"), "JPEG"),
+    "jpeg on its side": encoded(PHOTO, "JPEG", exif=ON_ITS_SIDE.tobytes()),
+    "png": encoded(PHOTO, "PNG"),
+    "1-bit png": encoded(PHOTO.convert("1"), "PNG"),
+    "png with alpha": encoded(TRANSLUCENT, "PNG"),
+    "grey png with alpha": encoded(TRANSLUCENT.convert("LA"), "PNG"),
+    "palette png": encoded(PALETTE, "PNG"),
+    "palette png with alpha": encoded(PALETTE, "PNG", transparency=bytes(range(0, 256, 16))),
+    "png with a transparent colour": encoded(PHOTO, "PNG", transparency=PHOTO.getpixel((0, 0))),
+    "png on its side": encoded(PHOTO, "PNG", exif=ON_ITS_SIDE.tobytes()),
+    "webp": encoded(PHOTO, "WEBP", lossless=True),
+    "webp with alpha": encoded(TRANSLUCENT, "WEBP", lossless=True),
+    "webp on its side": encoded(PHOTO, "WEBP", lossless=True, exif=ON_ITS_SIDE.tobytes()),
+    "animated webp": encoded(
+        PHOTO, "WEBP", lossless=True, save_all=True, append_images=[ImageOps.invert(PHOTO)]
+    ),
+    "gif": encoded(PALETTE, "GIF"),
+    "gif with transparency": encoded(PALETTE, "GIF", transparency=3),
+    "animated gif": encoded(
+        PALETTE, "GIF", save_all=True, append_images=[ImageOps.invert(PHOTO).quantize(16)]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_pixels_are_those_of_pillow_on_white(name):
+    pixels, expected = decode(FILES[name]), with_pillow(FILES[name])
+    assert pixels.dtype == torch.uint8
+    assert pixels.shape == expected.shape
+    assert (pixels.int() - expected.int()).abs().max() <= 1  # rounding of the compositing
+
+
+def test_16_bit_channels_keep_their_high_byte():
+    pixels = decode(encoded(Image.fromarray(DEEP), "PNG"))
+    assert torch.equal(pixels, torch.from_numpy((DEEP >> 8).astype(np.uint8)).expand(3, -1, -1))
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"<html>404 not found</html>",
+        b"\xff\xd8\xff",
+        FILES["jpeg"][:-300],
+        FILES["png"][:200],
+        FILES["webp"][:-50],
+        FILES["gif"][:100],
+        FILES["animated webp"][:120],
+        encoded(PHOTO, "TIFF"),
+    ],
+)
+def test_what_is_no_whole_image_is_refused_in_one_line(data):
+    with pytest.raises(UndecodableImage) as refusal:
+        decode(data)
+    assert "\n" not in str(refusal.value)
+    assert "0x" not in str(refusal.value)
+    assert isinstance(refusal.value, InputError)
+
+
+def decodes_or_is_refused(data: bytes) -> bool:
+    with contextlib.suppress(UndecodableImage):
+        assert decode(data).shape[0] == 3
+    return True
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_damaged_files_decode_or_are_refused(name):
+    data = FILES[name]
+    for end in range(0, len(data), len(data) // 30):
+        assert decodes_or_is_refused(data[:end])
+    for _ in range(30):
+        damaged = bytearray(data)
+        damaged[RNG.integers(len(data))] ^= 1 << RNG.integers(8)
+        assert decodes_or_is_refused(bytes(damaged))
+
+
+@pytest.mark.filterwarnings("ignore:Image size")
+@pytest.mark.parametrize("side", [10_000, 60_000])
+def test_a_decompression_bomb_is_refused_by_its_header(side):
+    def chunk(kind: bytes, body: bytes) -> bytes:
+        return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))
+
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0))
+    bomb = b"\x89PNG\r\n\x1a\n" + header + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
+    with pytest.raises(UndecodableImage, match="pixels"):
+        decode(bomb)
+
+
+def test_max_pixels_counts_height_times_width():
+    assert decode(FILES["jpeg"], max_pixels=3500).shape == (3, 50, 70)
+    with pytest.raises(UndecodableImage, match="50 x 70"):
+        decode(FILES["jpeg"], max_pixels=3499)

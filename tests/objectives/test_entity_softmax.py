@@ -1,0 +1,207 @@
+import io
+from functools import partial
+
+import pytest
+import torch
+from tests.objectives.parity import DIM, assert_same, spec, train
+from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.tensor import Shard, distribute_tensor
+from torch.nn import functional as F
+
+from mofi_lightning.distributed import world_size
+from mofi_lightning.objectives import EntitySoftmax
+from mofi_lightning.objectives import entity_softmax as module
+from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveSpec
+
+ENTITY = [3, 6, -1, 3, -1, 3, -1, 0, -1, -1, -1, -1]  # the last third of the rows has no label
+
+
+def _embeddings(rows: int) -> Embeddings:
+    generator = torch.Generator().manual_seed(0)
+    return Embeddings(image=F.normalize(torch.randn(rows, DIM, generator=generator), dim=1).requires_grad_())
+
+
+def _batch(*entity: int) -> Batch:
+    return Batch(entity=torch.tensor(entity))
+
+
+def _naive(image: Tensor, table: Tensor, classes: list[int], entity: list[int]) -> Tensor:
+    losses = []
+    for x, y in zip(image, entity, strict=True):
+        if y < 0:
+            continue
+        cosines = [x @ table[c] / table[c].norm() for c in classes]
+        logits = [32.0 * (cos - 0.15 * (c == y)) for cos, c in zip(cosines, classes, strict=True)]
+        losses.append(torch.stack(logits).logsumexp(0) - logits[classes.index(y)])
+    return torch.stack(losses).mean()
+
+
+def test_loss_gradient_and_update_equal_a_loop_over_rows_and_classes():
+    objective = EntitySoftmax(spec(5), learning_rate=0.1)
+    embeddings, entity = _embeddings(4), [1, -1, 4, 1]
+    start = objective.table.clone()
+    table = start.clone().requires_grad_()
+    expected = _naive(embeddings.image, table, list(range(5)), entity)
+    gradient, table_gradient = torch.autograd.grad(expected, (embeddings.image, table))
+    output = objective(embeddings, _batch(*entity))
+    output.loss.backward()
+    objective.after_optimizer_step(lr_factor=0.5)
+    torch.testing.assert_close(output.loss, expected.detach())
+    torch.testing.assert_close(embeddings.image.grad, gradient)
+    moment = table_gradient.pow(2).mean(1)
+    torch.testing.assert_close(objective.second_moment, moment)
+    torch.testing.assert_close(
+        objective.table, start - 0.1 * 0.5 * table_gradient / moment.sqrt()[:, None], rtol=1e-4, atol=1e-5
+    )
+
+
+def test_sampled_softmax_counts_only_the_sampled_classes_and_moves_only_them():
+    objective = EntitySoftmax(spec(50), num_sampled=6)
+    embeddings, entity = _embeddings(3), [7, -1, 31]
+    start = objective.table.clone()
+    output = objective(embeddings, _batch(*entity))
+    output.loss.backward()
+    objective.after_optimizer_step(1.0)
+    moved = (objective.table != start).any(1).nonzero().flatten().tolist()
+    assert len(moved) == 6 and {7, 31} <= set(moved)
+    torch.testing.assert_close(output.loss, _naive(embeddings.image, start, moved, entity))
+
+
+@pytest.mark.parametrize("world", (2, 3))
+@pytest.mark.parametrize("num_sampled", (None, 5))
+@pytest.mark.parametrize("num_entities", (7, 10))
+def test_training_on_ranks_equals_training_on_one_process(pool, world, num_sampled, num_entities):
+    make = partial(EntitySoftmax, num_sampled=num_sampled)
+    ranks = pool(world, train, make, num_entities, ENTITY)
+    assert_same(ranks, train(make, num_entities, ENTITY))
+
+
+def test_a_rank_without_any_entity_takes_part(pool):
+    entity = [3, 1, -1, 3, -1, -1]
+    assert_same(pool(3, train, EntitySoftmax, 4, entity), train(EntitySoftmax, 4, entity))  # 2 + 2 + 0 rows
+
+
+@pytest.mark.parametrize("world", (1, 2))
+def test_without_labelled_rows_the_loss_is_zero_and_nothing_moves(pool, world):
+    start = EntitySoftmax(spec(7)).table
+    for trace in pool(world, train, EntitySoftmax, 7, [-1] * 4):
+        assert trace.losses.eq(0).all() and trace.logs["accuracy"] == 0
+        torch.testing.assert_close(trace.objective["table"].float(), start)
+
+
+def test_accuracy_is_read_without_the_margin():
+    objective = EntitySoftmax(spec(2), margin=0.9)
+    objective.table = torch.tensor([[1.0, 0, 0, 0], [0, 1.0, 0, 0]])
+    image = F.normalize(torch.tensor([[1.0, 0.9, 0, 0], [1.0, 0.9, 0, 0], [1.0, 0.9, 0, 0]]), dim=1)
+    output = objective(Embeddings(image=image), _batch(0, 1, -1))
+    assert output.logs["accuracy"] == 0.5
+
+
+def test_validation_updates_and_counts_nothing_and_repeats_itself():
+    objective = EntitySoftmax(spec(50), num_sampled=6).eval()
+    start = objective.table.clone()
+    with torch.inference_mode():
+        losses = [objective(_embeddings(3), _batch(7, -1, 31)).loss for _ in range(2)]
+    objective.after_optimizer_step(1.0)
+    assert losses[0] == losses[1]
+    assert torch.equal(objective.table, start) and objective.draws == 0
+
+
+def test_validation_between_forward_and_update_does_not_disturb_the_step():
+    objective = EntitySoftmax(spec(50), num_sampled=6)
+    objective(_embeddings(3), _batch(7, -1, 31)).loss.backward()
+    with torch.no_grad():
+        objective.eval()(_embeddings(2), _batch(0, 1))
+    objective.train().after_optimizer_step(1.0)
+    assert objective.second_moment[[7, 31]].gt(0).all() and objective.draws == 1
+
+
+def test_an_update_happens_once_a_step():
+    objective = EntitySoftmax(spec(5))
+    objective(_embeddings(2), _batch(0, 1)).loss.backward()
+    objective.after_optimizer_step(1.0)
+    once = objective.table.clone()
+    objective.after_optimizer_step(1.0)
+    assert torch.equal(objective.table, once)
+
+
+def test_nothing_of_the_table_is_a_parameter():
+    assert list(EntitySoftmax(spec(5)).parameters()) == []
+
+
+def test_a_resumed_run_draws_and_moves_as_if_it_had_not_stopped():
+    def step(objective: EntitySoftmax) -> None:
+        objective(_embeddings(3), _batch(7, -1, 31)).loss.backward()
+        objective.after_optimizer_step(1.0)
+
+    straight = EntitySoftmax(spec(50), num_sampled=6)
+    step(straight)
+    file = io.BytesIO()
+    torch.save(straight.state_dict(), file)
+    step(straight)
+    file.seek(0)
+    resumed = EntitySoftmax(spec(50), num_sampled=6)
+    resumed.load_state_dict(torch.load(file, weights_only=True))
+    step(resumed)
+    for name, value in straight.state_dict().items():
+        assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def _initial(num_entities: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "_BLOCK", block)
+        objective = EntitySoftmax(spec(num_entities))
+    before = objective.table
+    mesh = init_device_mesh("cpu", (world_size(),))
+    objective.shard(mesh)
+    full = objective.table.full_tensor()
+    torchs = distribute_tensor(full, mesh, [Shard(0)]).to_local()
+    return before, full, objective.table.to_local(), torchs
+
+
+@pytest.mark.parametrize("world", (2, 3))
+def test_the_table_starts_equal_on_any_number_of_ranks_and_none_makes_more_than_its_rows(
+    pool, world, monkeypatch
+):
+    monkeypatch.setattr(module, "_BLOCK", 4)
+    whole = EntitySoftmax(spec(10)).table
+    for before, full, local, torchs in pool(world, _initial, 10, 4):
+        assert torch.equal(full, whole)
+        assert torch.equal(local, torchs) and torch.equal(before, local)
+
+
+def test_the_tables_start_depends_on_the_seed_and_has_about_unit_rows():
+    vocabulary = spec(300).vocabulary
+    tables = [EntitySoftmax(ObjectiveSpec(64, 64, vocabulary), seed=seed).table for seed in (1, 1, 2)]
+    assert torch.equal(tables[0], tables[1]) and not torch.equal(tables[0], tables[2])
+    assert abs(tables[0].norm(dim=1).mean() - 1) < 0.02
+
+
+def _forward_unsharded() -> str:
+    try:
+        EntitySoftmax(spec(7))(_embeddings(2), _batch(0, 1))
+    except RuntimeError as error:
+        return str(error)
+    return ""
+
+
+def test_forgetting_to_shard_on_several_ranks_is_an_error(pool):
+    assert all("shard(mesh)" in message for message in pool(2, _forward_unsharded))
+
+
+def test_a_checkpoint_of_another_data_set_is_refused_with_both_numbers():
+    state = EntitySoftmax(spec(5)).state_dict()
+    with pytest.raises(InputError, match=r"5 entities.* 7"):
+        EntitySoftmax(spec(7)).load_state_dict(state)
+
+
+@pytest.mark.parametrize("vocabulary", (None, spec(0).vocabulary), ids=["none", "empty"])
+def test_data_without_entities_is_refused(vocabulary):
+    with pytest.raises(InputError, match="EntitySoftmax needs entities"):
+        EntitySoftmax(ObjectiveSpec(4, 4, vocabulary))
+
+
+def test_a_sample_of_no_classes_is_refused():
+    with pytest.raises(InputError, match="num_sampled is 0"):
+        EntitySoftmax(spec(5), num_sampled=0)

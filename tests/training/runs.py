@@ -1,0 +1,95 @@
+"""Short training runs that tests start on any number of ranks."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+from torch.distributed.tensor import DTensor
+
+from mofi_lightning.distributed import world_size
+from mofi_lightning.encoders.dual_encoder import DualEncoderConfig
+from mofi_lightning.encoders.text import TextConfig
+from mofi_lightning.objectives import MOFI, EntitySoftmax
+from mofi_lightning.testing import SyntheticDataModule
+from mofi_lightning.training import Optimization, PretrainingModule, ShardedStrategy, StepCheckpoint
+
+ENCODER = DualEncoderConfig(image="mofi/tiny", embed_dim=16, text=TextConfig(32, 1, 2, 32))
+
+
+def whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one process would hold it."""
+    return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
+
+
+def trainer(root: Path, max_steps: int, replicate: int = 1, **options: Any) -> Trainer:
+    """A CPU trainer for the processes that the pool started."""
+    ranks = world_size()
+    return Trainer(
+        accelerator="cpu",
+        devices=ranks,
+        strategy=ShardedStrategy(replicate=replicate) if ranks > 1 else "auto",
+        max_steps=max_steps,
+        max_epochs=-1,
+        check_val_every_n_epoch=None,
+        val_check_interval=10**6,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        default_root_dir=root,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        **{"logger": False, "enable_checkpointing": False, **options},
+    )
+
+
+def module(num_sampled: int | None = 40) -> PretrainingModule:
+    """MOFI on tiny encoders."""
+    entity = functools.partial(EntitySoftmax, num_sampled=num_sampled)
+    return PretrainingModule(
+        ENCODER, functools.partial(MOFI, entity=entity), Optimization(lr=1e-3, warmup_steps=2)
+    )
+
+
+def train_mofi(
+    root: str, dtype: torch.dtype, steps: int, replicate: int = 1, checkpoint: str | None = None, stop: int = 0
+) -> dict[str, Any]:
+    """Train and return every parameter and buffer, whole, and the losses of the rank.
+
+    Args:
+        root: of the run.
+        dtype: default floating dtype.
+        steps: length of the schedule.
+        replicate: copies of the parameters.
+        checkpoint: resumed from.
+        stop: write a checkpoint after that many steps and end.
+    """
+    torch.set_default_dtype(dtype)
+    try:
+        model = module()
+        run = trainer(
+            Path(root),
+            steps,
+            replicate,
+            gradient_clip_val=0.5,
+            callbacks=[StepCheckpoint(stop)] if stop else None,
+            enable_checkpointing=bool(stop),
+            limit_train_batches=stop or None,
+        )
+        losses: list[float] = []
+        original = model.training_step
+
+        def record(batch: Any, batch_idx: int) -> torch.Tensor:
+            loss = original(batch, batch_idx)
+            losses.append(loss.item())
+            return loss
+
+        model.training_step = record  # type: ignore[method-assign]
+        torch.manual_seed(3)
+        run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101), ckpt_path=checkpoint, weights_only=True)
+        state = {name: whole(value) for name, value in model.state_dict().items()}
+        return {"losses": losses, "state": state, "global_step": run.global_step}
+    finally:
+        torch.set_default_dtype(torch.float32)
