@@ -22,7 +22,14 @@ MEASURES = ("map", "map_with_self", "knn", "zero_shot_top1", "zero_shot_top5", "
 
 def run(folder: Path, pairs: Path, seed: int, steps: int | None) -> list[dict[str, object]]:
     """Run the quickstart with `seed` into `folder` and read its results."""
-    command = ["make", "-f", "configs/quickstart/quickstart.mk", f"QUICKSTART={folder}", f"PAIRS={pairs}", f"SEED={seed}"]
+    command = [
+        "make",
+        "-f",
+        "configs/quickstart/quickstart.mk",
+        f"QUICKSTART={folder}",
+        f"PAIRS={pairs}",
+        f"SEED={seed}",
+    ]
     if steps:
         command.append(f"STEPS={steps}")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
@@ -45,7 +52,9 @@ def summarise(runs: list[list[dict[str, object]]]) -> dict[str, dict[str, list[f
 
 def main() -> None:
     """Run all seeds, print the table and the line of JSON."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--folder", type=Path, default=Path("runs/order"))
     parser.add_argument("--pairs", type=Path, help="pairs folder; made by the first seed if left out")

@@ -35,10 +35,10 @@ $(QUICKSTART)/data/validation/dataset.json: | $(PAIRS)/truth.parquet
 
 # entities linked in the texts, before and after the check by the CLIP that saw nothing but the noisy pairs
 $(QUICKSTART)/data/i2e-unchecked/dataset.json: | $(PAIRS)/truth.parquet
-	mofi curate $(PAIRS)/train.parquet $(@D) --config $(CONFIGS)/curation-unchecked.yaml
+	mofi curate $(PAIRS)/train.parquet $(@D) --min_images 2
 
 $(QUICKSTART)/data/i2e/dataset.json: | $(QUICKSTART)/clip-pairs/model/config.json
-	mofi curate $(PAIRS)/train.parquet $(@D) --config $(CONFIGS)/curation.yaml --scorer $(QUICKSTART)/clip-pairs/model
+	mofi curate $(PAIRS)/train.parquet $(@D) --config configs/curation/emoji.yaml --scorer $(QUICKSTART)/clip-pairs/model
 
 $(QUICKSTART)/vectors.parquet: | $(PAIRS)/truth.parquet
 	mofi vectors $(PAIRS)/knowledge_base.parquet $@

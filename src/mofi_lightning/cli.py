@@ -5,6 +5,7 @@ Nothing heavy is imported before a verb is chosen; `fit` and `validate` are Ligh
 
 from __future__ import annotations
 
+import argparse
 import inspect
 import os
 import re
@@ -28,8 +29,12 @@ class Verb:
 
 VERBS = {
     "pairs": Verb("mofi_lightning.sources.write:write_pairs", "read image + alt-text pairs from a source"),
-    "curate": Verb("mofi_lightning.curation.pipeline:curate", "turn pairs into an Image-to-Entities data set"),
-    "data build": Verb("mofi_lightning.data.build:build_dataset", "turn pairs into a data set without entities"),
+    "curate": Verb(
+        "mofi_lightning.curation.pipeline:curate", "turn pairs into an Image-to-Entities data set"
+    ),
+    "data build": Verb(
+        "mofi_lightning.data.build:build_dataset", "turn pairs into a data set without entities"
+    ),
     "data tokenizer": Verb("mofi_lightning.data.build:train_tokenizer", "train a tokenizer on the texts"),
     "data stats": Verb("mofi_lightning.data.inspection:stats", "count rows, entities, sizes and lengths"),
     "data verify": Verb("mofi_lightning.data.inspection:verify", "check every checksum, image and entity"),
@@ -50,6 +55,9 @@ def main(args: Sequence[str] | None = None) -> None:
         _dispatch(words)
     except InputError as error:
         _fail(str(error))
+    except argparse.ArgumentError as error:
+        verb = " ".join(word for word in words[:2] if not word.startswith("-"))
+        _fail(f"{one_line(str(error))} (`mofi {verb} --help` lists the options)")
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except KeyboardInterrupt:
@@ -75,7 +83,9 @@ def _dispatch(words: list[str]) -> None:
         if group and words[1:] in ([], ["-h"], ["--help"]):
             print(_overview(group))
             return
-        raise InputError(f"{' '.join(words[:2])!r} is no verb of mofi; `mofi --help` lists them{_near(words[0])}")
+        raise InputError(
+            f"{' '.join(words[:2])!r} is no verb of mofi; `mofi --help` lists them{_near(words[0])}"
+        )
     module, _, attribute = VERBS[name].target.partition(":")
     function = getattr(import_module(module), attribute)
     if name in ("fit", "validate"):
@@ -115,7 +125,6 @@ def _run(name: str, function: Callable[..., None], words: list[str]) -> None:
     parser = _parser(name, _summary(function))
     parser.add_function_arguments(function, as_group=False, as_positional=True)
     options = _parse(parser, _join_lists(function, words))
-    options.pop("config", None)
     function(**options)
 
 
@@ -135,7 +144,6 @@ def _run_pairs(write_pairs: Callable[..., None], words: list[str]) -> None:
     parser.add_class_arguments(source_class, as_group=False)
     parser.add_function_arguments(write_pairs, as_group=False, skip={"source"})
     options = _parse(parser, words[1:])
-    options.pop("config", None)
     own = inspect.signature(write_pairs).parameters
     for_write = {name: options.pop(name) for name in list(options) if name in own}
     write_pairs(source_class(**options), **for_write)
@@ -150,7 +158,7 @@ def _join_lists(function: Callable[..., None], words: list[str]) -> list[str]:
     import json
 
     hints = typing.get_type_hints(function)
-    lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) is list}
+    lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) in (list, Sequence)}
     joined: list[str] = []
     position = 0
     while position < len(words):
@@ -166,12 +174,8 @@ def _join_lists(function: Callable[..., None], words: list[str]) -> list[str]:
 
 
 def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
-    import argparse
-
-    try:
-        options: dict[str, Any] = parser.instantiate_classes(parser.parse_args(words)).as_dict()
-    except argparse.ArgumentError as error:
-        raise InputError(f"{one_line(str(error))} (`{parser.prog} --help` lists the options)") from error
+    options: dict[str, Any] = parser.instantiate_classes(parser.parse_args(words)).as_dict()
+    options.pop("config", None)
     return options
 
 
@@ -181,7 +185,11 @@ def one_line(message: str) -> str:
     if len(lines) == 1:
         return lines[0]
     start = lines[0].rstrip(":")
-    wrong = [line for line in lines[1:] if not re.match(r"(Subtypes|Errors|Given value type|Does not validate)", line)]
+    wrong = [
+        line
+        for line in lines[1:]
+        if not re.match(r"(Subtypes|Errors|Given value type|Does not validate)", line)
+    ]
     # the first complaint is about the closest match; the others repeat it for the other members of a union
     return f"{start}: {'; '.join(dict.fromkeys(wrong[:1] + wrong[-1:]))}"
 

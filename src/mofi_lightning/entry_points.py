@@ -71,7 +71,9 @@ def load(name: str) -> type:
     entries = _declared().get(name, [])
     if not entries:
         near = difflib.get_close_matches(name, names(), 3)
-        hint = f"did you mean {' or '.join(map(repr, near))}?" if near else f"installed are {', '.join(names())}"
+        hint = (
+            f"did you mean {' or '.join(map(repr, near))}?" if near else f"installed are {', '.join(names())}"
+        )
         raise InputError(f"no plugin is called {name!r}; {hint}")
     if len(entries) > 1:
         claims = ", ".join(f"{e.dist.name if e.dist else '?'} ({e.value})" for e in entries)

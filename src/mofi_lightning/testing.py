@@ -20,9 +20,7 @@ _SYLLABLES = ("ba", "do", "fi", "ku", "la", "mo", "ne", "pi", "ru", "ta")
 
 def synthetic_vocabulary(num_entities: int) -> EntityVocabulary:
     """Entities with pronounceable names, the same for every call."""
-    names = [
-        " ".join(_SYLLABLES[int(digit)] for digit in f"{number:04d}") for number in range(num_entities)
-    ]
+    names = [" ".join(_SYLLABLES[int(digit)] for digit in f"{number:04d}") for number in range(num_entities)]
     return EntityVocabulary.from_columns(
         ids=[f"S{number:06d}" for number in range(num_entities)],
         names=names,
@@ -45,7 +43,11 @@ class _SyntheticBatches(Dataset[Batch]):
         batch = self.data.global_batch(step)
         rows = self.data.rows // world_size()
         mine = slice(rank() * rows, (rank() + 1) * rows)
-        local: Batch = {"image": batch["image"][mine], "entity": batch["entity"][mine], "key": batch["key"][mine]}
+        local: Batch = {
+            "image": batch["image"][mine],
+            "entity": batch["entity"][mine],
+            "key": batch["key"][mine],
+        }
         if "text" in batch:
             local["text"] = type(batch["text"])(*(part[mine] for part in batch["text"]))
         return local
@@ -84,7 +86,9 @@ class SyntheticDataModule(LightningDataModule):
     def setup(self, stage: str) -> None:
         """Check that the rows can be split over the ranks."""
         if self.rows % world_size():
-            raise InputError(f"rows={self.rows} cannot be split over {world_size()} processes; use a multiple")
+            raise InputError(
+                f"rows={self.rows} cannot be split over {world_size()} processes; use a multiple"
+            )
 
     def global_batch(self, step: int) -> Batch:
         """The rows of all ranks at `step`: image uint8 `[B, 3, size, size]`, entity `[B]`, text if there is a tokenizer."""
@@ -94,7 +98,9 @@ class SyntheticDataModule(LightningDataModule):
         image = (image + 40 * torch.randn(image.shape, generator=generator)).clamp(0, 255).to(torch.uint8)
         batch: Batch = {"image": image, "key": [f"{step}-{row}" for row in range(self.rows)]}
         if self._tokenizer is not None:
-            batch["text"] = self._tokenizer([self.vocabulary.names[int(e)] for e in entity], self._context_length)
+            batch["text"] = self._tokenizer(
+                [self.vocabulary.names[int(e)] for e in entity], self._context_length
+            )
         entity[self.rows - self.rows // 4 :] = -1
         batch["entity"] = entity
         return batch

@@ -224,3 +224,13 @@ def test_every_config_is_a_command_line_of_curate(config: Path) -> None:
     parsed = parser.parse_args(["--pairs=pairs", "--output=output", f"--config={config}"])
 
     assert 0 < parsed.keep <= 1
+
+
+def test_real_alt_texts_are_linked(emoji_slice: Path, tmp_path: Path) -> None:
+    curate(emoji_slice / "train.parquet", tmp_path / "out", min_images=1)
+
+    # three texts in ten name another entity, which linking cannot know
+    steps = steps_of(tmp_path / "out")
+    assert steps["all candidates"]["recall"] > 0.98
+    assert steps["best by score"]["recall"] > 0.95
+    assert steps["best by score"]["precision"] > 0.65

@@ -70,9 +70,9 @@ def write_shards(folder: Path) -> None:
 
 
 @pytest.fixture(scope="module")
-def shards(gloo_pool, tmp_path_factory) -> Path:
+def shards(pool, tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("shards") / "ckpt"
-    gloo_pool(2, write_shards, folder)
+    pool(2, write_shards, folder)
     return folder
 
 

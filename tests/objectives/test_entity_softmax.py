@@ -108,6 +108,19 @@ def test_validation_updates_and_counts_nothing_and_repeats_itself():
     assert torch.equal(objective.table, start) and objective.draws == 0
 
 
+def test_every_validation_samples_the_same_classes():
+    objective = EntitySoftmax(spec(50), num_sampled=6)
+
+    def validate() -> Tensor:
+        with torch.no_grad():
+            return objective.eval()(_embeddings(3), _batch(7, -1, 31)).loss
+
+    before = validate()
+    objective.train()(_embeddings(3), _batch(7, -1, 31)).loss.backward()
+    objective.after_optimizer_step(lr_factor=0.0)
+    assert objective.draws == 1 and validate() == before
+
+
 def test_validation_between_forward_and_update_does_not_disturb_the_step():
     objective = EntitySoftmax(spec(50), num_sampled=6)
     objective(_embeddings(3), _batch(7, -1, 31)).loss.backward()

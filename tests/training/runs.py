@@ -54,7 +54,12 @@ def module(num_sampled: int | None = 40) -> PretrainingModule:
 
 
 def train_mofi(
-    root: str, dtype: torch.dtype, steps: int, replicate: int = 1, checkpoint: str | None = None, stop: int = 0
+    root: str,
+    dtype: torch.dtype,
+    steps: int,
+    replicate: int = 1,
+    checkpoint: str | None = None,
+    stop: int = 0,
 ) -> dict[str, Any]:
     """Train and return every parameter and buffer, whole, and the losses of the rank.
 
@@ -88,7 +93,12 @@ def train_mofi(
 
         model.training_step = record  # type: ignore[method-assign]
         torch.manual_seed(3)
-        run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101), ckpt_path=checkpoint, weights_only=True)
+        run.fit(
+            model,
+            datamodule=SyntheticDataModule(rows=24, num_entities=101),
+            ckpt_path=checkpoint,
+            weights_only=True,
+        )
         state = {name: whole(value) for name, value in model.state_dict().items()}
         return {"losses": losses, "state": state, "global_step": run.global_step}
     finally:

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-
 from tests.training.runs import train_mofi
 
 
@@ -12,10 +11,14 @@ def test_five_steps_of_mofi_on_two_ranks_equal_one_rank(pool, tmp_path):
     assert one["global_step"] == 5 and len(one["losses"]) == 5
     mean_losses = torch.tensor([result["losses"] for result in two], dtype=torch.float64).mean(0)
     assert mean_losses.tolist() == pytest.approx(one["losses"], abs=1e-9)
-    assert {"objective.objectives.entity.table", "objective.objectives.entity.second_moment"} <= set(one["state"])
+    assert {"objective.objectives.entity.table", "objective.objectives.entity.second_moment"} <= set(
+        one["state"]
+    )
     assert one["state"].keys() == two[0]["state"].keys()
     for name, expected in one["state"].items():
-        torch.testing.assert_close(two[0]["state"][name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            two[0]["state"][name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 def test_replicated_ranks_hold_the_same_parameters_and_buffers(pool, tmp_path):

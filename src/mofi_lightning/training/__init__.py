@@ -7,10 +7,10 @@ from mofi_lightning.training.optimization import Optimization
 from mofi_lightning.training.strategy import ShardedStrategy
 
 __all__ = [
-    "StepCheckpoint",
     "Optimization",
     "PretrainingModule",
     "RetrievalValidation",
     "ShardedStrategy",
+    "StepCheckpoint",
     "Throughput",
 ]

@@ -49,7 +49,9 @@ class Throughput(Callback):
         self._ended = time.perf_counter()
         self._window = (self.seconds, self.waited, self.images)
 
-    def on_train_batch_start(self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int) -> None:
+    def on_train_batch_start(
+        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
+    ) -> None:
         """The wait for the batch ends."""
         self._started = time.perf_counter()
 
@@ -61,7 +63,7 @@ class Throughput(Callback):
         self.seconds += now - self._ended
         self.waited += self._started - self._ended
         self.images += len(batch["image"]) * trainer.world_size
-        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:
+        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
             seconds, waited, images = (
                 a - b for a, b in zip((self.seconds, self.waited, self.images), self._window, strict=True)
             )

@@ -29,7 +29,10 @@ class StepCheckpoint(ModelCheckpoint):
 
     def __init__(self, every_n_steps: int = 1000) -> None:
         super().__init__(
-            filename="{step:08d}", every_n_train_steps=every_n_steps, save_top_k=1, save_on_train_epoch_end=False
+            filename="{step:08d}",
+            every_n_train_steps=every_n_steps,
+            save_top_k=1,
+            save_on_train_epoch_end=False,
         )
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -67,13 +70,19 @@ def check_is_checkpoint(path: Path) -> None:
             raise InputError(f"folder {str(path)!r} is no sharded checkpoint: it holds no .metadata file")
         return
     if not zipfile.is_zipfile(path):
-        raise InputError(f"{str(path)!r} is no checkpoint (not a file that torch.save wrote), or it is truncated")
+        raise InputError(
+            f"{str(path)!r} is no checkpoint (not a file that torch.save wrote), or it is truncated"
+        )
     try:
         content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:
-        raise InputError(f"{str(path)!r} is no checkpoint that can be read safely: {error}".split("\n")[0]) from error
+        raise InputError(
+            f"{str(path)!r} is no checkpoint that can be read safely: {error}".split("\n")[0]
+        ) from error
     if not isinstance(content, dict) or "state_dict" not in content or "dual_encoder" not in content:
-        raise InputError(f"{str(path)!r} is no checkpoint of mofi_lightning: it lacks 'state_dict' or 'dual_encoder'")
+        raise InputError(
+            f"{str(path)!r} is no checkpoint of mofi_lightning: it lacks 'state_dict' or 'dual_encoder'"
+        )
 
 
 def export_model(model: DualEncoder, folder: Path, write: bool) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import logging
 import warnings
@@ -10,16 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 # imported so that their short class names resolve in YAML
-import mofi_lightning.data.datamodule
-import mofi_lightning.objectives.devise
-import mofi_lightning.objectives.mofi
 from mofi_lightning.training import callbacks as _callbacks
 from mofi_lightning.training.checkpointing import (
     AtomicCheckpointIO,
@@ -50,7 +45,9 @@ class PretrainingCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         """Resolve `ckpt_path: last` to the run's newest checkpoint, and refuse what is no checkpoint."""
-        config = self.config[self.config.subcommand]
+        if self.subcommand is None:
+            return
+        config = self.config[self.subcommand]
         if config.get("ckpt_path") == "last":
             newest = latest_checkpoint(_root(config.trainer))
             config.ckpt_path = str(newest) if newest else None
@@ -128,31 +125,35 @@ def _count_processes(config: dict[str, Any]) -> int:
     return processes
 
 
+def build(words: list[str], run: bool = True) -> PretrainingCLI:
+    """Parse `words` and build trainer, module and data; with `run`, the first word is a verb, and it runs."""
+    return PretrainingCLI(
+        PretrainingModule,
+        LightningDataModule,
+        subclass_mode_data=True,
+        auto_configure_optimizers=False,
+        seed_everything_default=1,
+        trainer_defaults={
+            "max_epochs": -1,
+            "check_val_every_n_epoch": None,
+            "use_distributed_sampler": False,
+            "enable_model_summary": False,
+        },
+        save_config_kwargs={"overwrite": True},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        args=words,
+        run=run,
+    )
+
+
 def run(words: list[str]) -> None:
-    """Parse `words` (the verb first) and train or validate.
+    """Train or validate.
+
+    Args:
+        words: of the command line, the verb first.
 
     Raises:
-        InputError: the options are wrong, in one line.
+        ArgumentError: the options are wrong.
     """
-    from mofi_lightning.cli import InputError, one_line
-
     _quiet()
-    try:
-        PretrainingCLI(
-            PretrainingModule,
-            LightningDataModule,
-            subclass_mode_data=True,
-            auto_configure_optimizers=False,
-            seed_everything_default=1,
-            trainer_defaults={
-                "max_epochs": -1,
-                "check_val_every_n_epoch": None,
-                "use_distributed_sampler": False,
-                "enable_model_summary": False,
-            },
-            save_config_kwargs={"overwrite": True},
-            parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
-            args=words,
-        )
-    except argparse.ArgumentError as error:
-        raise InputError(f"{one_line(str(error))} (`mofi {words[0]} --help` lists the options)") from error
+    build(words)

@@ -12,6 +12,7 @@ import torch.distributed
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
+from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.distributed.parallelize import parallelize
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.objectives import CLIP
@@ -63,7 +64,9 @@ class PretrainingModule(LightningModule):
                 "contrastive loss; raise the sources' rows per batch instead"
             )
         if stage == "fit" and self.trainer.max_steps < 1:
-            raise InputError("training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1")
+            raise InputError(
+                "training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1"
+            )
 
     def configure_model(self) -> None:
         """Build model and objective, equal on every rank; called more than once, acts once."""
@@ -138,7 +141,7 @@ class PretrainingModule(LightningModule):
 
     def _log_means(self, stage: str, values: Mapping[str, Tensor], rows: int) -> None:
         """Log means over ranks: one collective, and only at the steps that reach the logger."""
-        at_log_step = (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0
+        at_log_step = (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
         if self.trainer.world_size > 1 and at_log_step:
             stacked = torch.stack([v.float().reshape(()) for v in values.values()])
             torch.distributed.all_reduce(stacked)
@@ -155,7 +158,9 @@ class PretrainingModule(LightningModule):
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def optimizer_step(self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None) -> None:
+    def optimizer_step(
+        self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
+    ) -> None:
         """The optimizer's step, then what no optimizer holds (the entity table)."""
         lr_factor = optimizer.param_groups[0]["lr"] / self.optimization.lr
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
@@ -169,19 +174,37 @@ class PretrainingModule(LightningModule):
             "config": asdict(self.model.config),
             "tokenizer": None if tokenizer is None else tokenizer.to_json(),
         }
-        checkpoint["num_entities"] = len(vocabulary) if vocabulary is not None else 0
+        checkpoint["vocabulary"] = {
+            "entities": len(vocabulary or ()),
+            "fingerprint": _fingerprint(vocabulary),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another vocabulary than the checkpoint's."""
         vocabulary = self._data().vocabulary
-        now, then = len(vocabulary) if vocabulary is not None else 0, checkpoint.get("num_entities", 0)
-        if now != then:
+        saved = checkpoint["vocabulary"]
+        if saved["fingerprint"] != _fingerprint(vocabulary):
             raise InputError(
-                f"the checkpoint was trained with {then} entities, the data set has {now}; "
-                "resume with the data set of the checkpoint"
+                f"the checkpoint was trained with {saved['entities']} entities (vocabulary "
+                f"{saved['fingerprint'] or 'none'}), the data set has {len(vocabulary or ())} "
+                f"({_fingerprint(vocabulary) or 'none'}); resume with the data set of the checkpoint"
             )
+
+    def on_train_start(self) -> None:
+        """Keep the vocabulary beside the checkpoints: without it a table's rows mean nothing."""
+        vocabulary = self._data().vocabulary
+        if vocabulary is not None and self.trainer.is_global_zero:
+            folder = Path(self.trainer.default_root_dir)
+            folder.mkdir(parents=True, exist_ok=True)
+            vocabulary.save(folder / "vocabulary.arrow")
 
     def on_train_end(self) -> None:
         """Write the model folder, unless training was interrupted."""
         if self.global_step >= self.trainer.max_steps:
-            export_model(self.model, Path(self.trainer.default_root_dir) / "model", self.trainer.is_global_zero)
+            export_model(
+                self.model, Path(self.trainer.default_root_dir) / "model", self.trainer.is_global_zero
+            )
+
+
+def _fingerprint(vocabulary: EntityVocabulary | None) -> str:
+    return "" if vocabulary is None else vocabulary.fingerprint

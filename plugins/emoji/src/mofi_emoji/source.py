@@ -9,12 +9,12 @@ from random import Random
 from typing import NamedTuple
 
 import resvg_py
-from mofi_lightning.sources.base import Entity, Pair, Source
-from mofi_lightning.types import InputError
 
 from mofi_emoji.alt_text import clean_alt_text, noisy_alt_text
 from mofi_emoji.catalogue import Emoji, read_catalogue
 from mofi_emoji.packages import STYLE_VERSIONS, default_cache, fetch
+from mofi_lightning.sources.base import Entity, Pair, Source
+from mofi_lightning.types import InputError
 
 STYLES = tuple(STYLE_VERSIONS)
 

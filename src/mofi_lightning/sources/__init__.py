@@ -1,0 +1,1 @@
+"""Where image + alt-text pairs come from."""
