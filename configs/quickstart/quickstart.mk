@@ -25,7 +25,7 @@ $(PAIRS)/truth.parquet:
 	mofi pairs emoji --output $(PAIRS) --seed 1
 
 $(QUICKSTART)/tokenizer.json: | $(PAIRS)/truth.parquet
-	mofi data tokenizer $(PAIRS) $@
+	mofi data tokenizer $(PAIRS) $@ --vocab_size 4000
 
 $(QUICKSTART)/data/pairs/dataset.json: | $(PAIRS)/truth.parquet
 	mofi data build $(PAIRS)/train.parquet $(@D)

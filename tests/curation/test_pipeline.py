@@ -73,12 +73,12 @@ def test_texts_alone_make_a_data_set_with_vocabulary_and_counts(pairs: Path, tmp
     assert counts == {entity: 3 if entity == "Q-blue-dot" else 2 for entity in expected}
 
     rows = rows_of(output)
-    assert len(rows) == 22
+    assert len(rows) == 19  # 22 can be read; one text names nothing, two entities have too few images
     found = {row.key: [vocabulary.ids[entity] for entity in row.entities] for row in rows}
     assert found["red/0"] == ["Q-blue-dot"]
     assert found["red/2"] == ["Q-red-square"]
-    assert found["green/0"] == found["red/1"] == []
-    assert all(len(row.scores) == len(row.entities) for row in rows)
+    assert not {"green/0", "red/1"} & set(found)
+    assert all(len(row.scores) == len(row.entities) > 0 for row in rows)
 
     report = json.loads((output / "curation.json").read_text())
     assert sum(report["undecodable_images"].values()) == 2
@@ -142,7 +142,7 @@ def test_other_criteria_reuse_the_stages_and_changed_inputs_do_not(
     pq.write_table(pq.read_table(pairs).slice(0, 20), pairs)
     curate(pairs, output, scorer=scorer, min_images=1)
     assert times()[0] != first[0]
-    assert open_dataset(output).rows == 18
+    assert open_dataset(output).rows == 17  # of 20, two cannot be read and one names nothing
 
 
 def test_a_run_killed_while_writing_is_finished_by_the_next(pairs: Path, tmp_path: Path) -> None:

@@ -45,9 +45,9 @@ def curate(
 ) -> None:
     """Turn image + alt-text pairs into images with entities.
 
-    Beside the data set stand the counts of every step (curation.json) and the candidates of every text with
-    their scores (stages/). A second run repeats only what has changed: with other criteria, nothing is linked
-    or scored again.
+    The data set holds the pairs that keep at least one entity. Beside it stand the counts of every step
+    (curation.json) and the candidates of every text with their scores (stages/). A second run repeats only
+    what has changed: with other criteria, nothing is linked or scored again.
 
     Args:
         pairs: Parquet file of the pairs (key, image, text), as `mofi pairs` writes it.
@@ -99,7 +99,7 @@ def curate(
     if not _is_written(output, written_from):
         fresh = output / "stages" / "dataset"
         shutil.rmtree(fresh, ignore_errors=True)
-        _write_dataset(pairs, total, base, found, kept, errors, fresh)
+        _write_dataset(pairs, total, base, found, kept, fresh)
         _publish(fresh, output)
     report = Report(written_from, kinds_of_faults(errors.values()), steps)
     report.save(output / "curation.json")
@@ -229,9 +229,9 @@ def _write_dataset(
     base: KnowledgeBase,
     found: Candidates,
     kept: Mask,
-    errors: dict[int, str],
     output: Path,
 ) -> None:
+    """Write the images that kept a label; the others have no place among images with entities."""
     counts = Counter(found.entities[kept].tolist())
     order = sorted(counts, key=lambda row: base.entities[row].id)
     class_ids = {row: class_id for class_id, row in enumerate(order)}
@@ -246,16 +246,15 @@ def _write_dataset(
     for row, entity, score in zip(
         found.rows[kept].tolist(), found.entities[kept].tolist(), found.scores[kept].tolist(), strict=True
     ):
-        labels.setdefault(row, []).append(
-            (-score, class_ids[entity])
-        )  # so that the highest score sorts first
+        # negative, so that the highest score sorts first
+        labels.setdefault(row, []).append((-score, class_ids[entity]))
 
     def rows() -> Iterator[Row]:
         row = 0
         for batch in _batches(pairs, total, "writing shards", "key", "image", "text"):
             for key, image, text in zip(*batch, strict=True):
-                if row not in errors:
-                    best_first = sorted(labels.get(row, ()))
+                if row in labels:
+                    best_first = sorted(labels[row])
                     scores = tuple(-negative for negative, _ in best_first)
                     yield Row(key, image, text or "", tuple(entity for _, entity in best_first), scores)
                 row += 1
