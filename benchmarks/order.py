@@ -2,8 +2,8 @@
 
     python benchmarks/order.py [--seeds 3] [--folder runs/order] [--steps N]
 
-Every seed draws its own weights, batches, crops and texts; the pairs (and their noise) are the same. What a folder
-already holds is not run again.
+Every seed draws its own weights, batches, crops and texts; the pairs (and their noise) are the same. What a
+folder already holds is not run again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(folder: Path, pairs: Path, seed: int, steps: int | None) -> list[dict[st
 
 
 def summarise(runs: list[list[dict[str, object]]]) -> dict[str, dict[str, list[float] | None]]:
-    """Per model and measure: [mean, sample standard deviation] over the seeds, None where there is no value."""
+    """Per model and measure: [mean, sample standard deviation] over the seeds; None without values."""
     table: dict[str, dict[str, list[float] | None]] = {}
     for rows in zip(*runs, strict=True):
         (model,) = {row["model"] for row in rows}

@@ -43,7 +43,7 @@ VERBS = {
     "validate": Verb("mofi_lightning.training.command:run", "run one validation of a checkpoint"),
     "evaluate": Verb("mofi_lightning.evaluation.command:evaluate", "measure and compare models"),
     "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),
-    "backbones": Verb("mofi_lightning.encoders.registry:backbones", "list image backbones by name"),
+    "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
 }
 
@@ -215,3 +215,22 @@ def plugins() -> None:
     for plugin in found:
         if plugin.error:
             print(f"{plugin.name}: {plugin.error}")
+
+
+def backbones(pattern: str) -> None:
+    """List the image encoders that a model can be built on.
+
+    Besides those listed, hf/ID takes any vision model of the Hugging Face hub or of a local folder.
+
+    Args:
+        pattern: shell pattern over the names, with or without prefix: 'vit*', 'timm/*clip*'.
+
+    Raises:
+        InputError: nothing matches.
+    """
+    from mofi_lightning.encoders.registry import backbone_names
+
+    names = backbone_names(pattern)
+    if not names:
+        raise InputError(f"no backbone matches {pattern!r}; try '*{pattern.strip('*')}*'")
+    print("\n".join(names))

@@ -91,7 +91,7 @@ class SyntheticDataModule(LightningDataModule):
             )
 
     def global_batch(self, step: int) -> Batch:
-        """The rows of all ranks at `step`: image uint8 `[B, 3, size, size]`, entity `[B]`, text if there is a tokenizer."""
+        """All ranks' rows of `step`: image uint8 `[B, 3, size, size]`, entity, text if it has a tokenizer."""
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + step)
         entity = torch.randint(self.num_entities, (self.rows,), generator=generator)
         image = torch.stack([self._pattern(int(e)) for e in entity])

@@ -1,7 +1,8 @@
 import pytest
 import timm
 
-from mofi_lightning.encoders.registry import backbone_names, backbones
+from mofi_lightning.cli import backbones
+from mofi_lightning.encoders.registry import backbone_names
 from mofi_lightning.types import InputError
 
 

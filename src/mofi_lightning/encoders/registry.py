@@ -35,26 +35,3 @@ def backbone_names(pattern: str = "*") -> list[str]:
     """All names, with prefix, that match the shell `pattern` with or without their prefix."""
     libraries = cast("dict[str, type[BackboneLibrary]]", entry_points.load_all(_KIND))
     return [name for _, library in sorted(libraries.items()) for name in library().match(pattern)]
-
-
-def backbones(pattern: str) -> None:
-    """List the image encoders that a model can be built on.
-
-    Besides those listed, hf/ID takes any vision model of the Hugging Face hub or of a local folder.
-
-    Args:
-        pattern: shell pattern over the names, with or without prefix: 'vit*', 'timm/*clip*'.
-
-    Raises:
-        InputError: nothing matches.
-    """
-    from rich.console import Console
-    from rich.table import Table
-
-    names = backbone_names(pattern)
-    if not names:
-        raise InputError(f"no backbone matches {pattern!r}; try '*{pattern.strip('*')}*'")
-    table = Table("library", "name", title=f"{len(names):,} backbones", title_justify="left")
-    for name in names:
-        table.add_row(name.partition("/")[0], name)
-    Console().print(table)

@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
-# imported so that their short class names resolve in YAML
-from mofi_lightning.training import callbacks as _callbacks
+# the first two so that short class names (I2EDataModule, MOFI, ...) resolve in YAML
+from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
+from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
+from mofi_lightning.training.callbacks import Throughput
 from mofi_lightning.training.checkpointing import (
     AtomicCheckpointIO,
     StepCheckpoint,
@@ -56,7 +61,7 @@ class PretrainingCLI(LightningCLI):
             check_is_checkpoint(Path(config.ckpt_path))
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        """The trainer, with our strategy, checkpoints, loggers and throughput unless others were asked for."""
+        """The trainer, with our strategy, checkpoints and loggers unless others were asked for."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         root = _root(config)
         config["default_root_dir"] = str(root)
@@ -65,7 +70,10 @@ class PretrainingCLI(LightningCLI):
         )
         if config.get("logger") in (None, True):
             config["logger"] = _default_loggers(root)
-        processes = _count_processes(config)
+        probe = _probe(config)
+        processes = probe.num_devices * probe.num_nodes
+        if isinstance(probe.accelerator, CPUAccelerator):
+            _share_cores(probe.num_devices, getattr(self.datamodule, "num_workers", 0))
         if processes > 1 and config.get("strategy") in (None, "auto"):
             config["strategy"] = ShardedStrategy()
         elif processes == 1:
@@ -84,6 +92,7 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 
 
@@ -91,8 +100,8 @@ def _default_callbacks(given: Any, checkpointing: bool | None, progress_bar: boo
     callbacks = list(given) if isinstance(given, list) else [given] if given else []
     if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
         callbacks.append(StepCheckpoint())
-    if not any(isinstance(c, _callbacks.Throughput) for c in callbacks):
-        callbacks.append(_callbacks.Throughput())
+    if not any(isinstance(c, Throughput) for c in callbacks):
+        callbacks.append(Throughput())
     if progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     return callbacks
@@ -105,11 +114,11 @@ def _default_loggers(root: Path) -> list[Logger]:
     return loggers
 
 
-def _count_processes(config: dict[str, Any]) -> int:
-    """Number of processes that the trainer would use; refuses strategies other than ours.
+def _probe(config: dict[str, Any]) -> Trainer:
+    """A bare trainer that tells what devices there are: 'auto', a count, a list, torchrun's or SLURM's.
 
-    A bare trainer is asked, because devices may be 'auto', a count or a list, and the launcher may be torchrun
-    or SLURM.
+    Raises:
+        InputError: a strategy other than ours with more than one process.
     """
     names = ("accelerator", "devices", "num_nodes", "strategy")
     probe = Trainer(
@@ -119,10 +128,15 @@ def _count_processes(config: dict[str, Any]) -> int:
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    processes = probe.num_devices * probe.num_nodes
     if config.get("strategy") not in (None, "auto"):
-        require_sharded(probe.strategy, processes)
-    return processes
+        require_sharded(probe.strategy, probe.num_devices * probe.num_nodes)
+    return probe
+
+
+def _share_cores(processes: int, workers: int) -> None:
+    """Leave a core to each loader: threads that wait for one another on a busy core cost tenfold."""
+    if "OMP_NUM_THREADS" not in os.environ:
+        torch.set_num_threads(max(1, torch.get_num_threads() // processes - workers))
 
 
 def build(words: list[str], run: bool = True) -> PretrainingCLI:

@@ -26,9 +26,9 @@ from mofi_lightning.types import Batch, InputError, ObjectiveOutput, ObjectiveSp
 class PretrainingModule(LightningModule):
     """Encodes each batch once and hands the embeddings to the objective.
 
-    Under `ShardedStrategy` the towers and the objective are sharded; the entity table, where the objective has
-    one, is no optimizer's parameter and is updated after the optimizer's step. At the end of `fit` the model
-    is written to `<default_root_dir>/model`.
+    Under `ShardedStrategy` the towers and the objective are sharded. The entity table, where there is one, is
+    no optimizer's parameter; it is updated after the optimizer's step. At the end of `fit` the model is
+    written to `<default_root_dir>/model`.
 
     Args:
         encoder: what the DualEncoder is built from.
@@ -55,8 +55,8 @@ class PretrainingModule(LightningModule):
         require_sharded(self.trainer.strategy, self.trainer.world_size)
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             raise InputError(
-                f"trainer.precision {self.trainer.precision!r} is not supported (it would cast the entity table); "
-                "use 'bf16-mixed' or '32-true'"
+                f"trainer.precision {self.trainer.precision!r} is not supported (it would cast the entity "
+                "table); use 'bf16-mixed' or '32-true'"
             )
         if self.trainer.accumulate_grad_batches != 1:
             raise InputError(

@@ -20,7 +20,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     Args:
         replicate: number of copies of the parameters; divides the number of processes.
-        save_distributed_checkpoint: each rank writes its shard into a folder; otherwise rank 0 writes one file.
+        save_distributed_checkpoint: each rank writes its shard into a folder, else rank 0 one file.
         process_group_backend: 'nccl' or 'gloo'; chosen from the device by default.
         timeout: of collective operations.
     """
@@ -59,8 +59,8 @@ class ShardedStrategy(ModelParallelStrategy):
         self._setup_distributed()
         if self.replicate < 1 or self.world_size % self.replicate:
             raise InputError(
-                f"ShardedStrategy(replicate={self.replicate}) does not divide the {self.world_size} processes; "
-                f"choose a divisor of {self.world_size}"
+                f"ShardedStrategy(replicate={self.replicate}) does not divide the {self.world_size} "
+                f"processes; choose a divisor of {self.world_size}"
             )
         device = self.root_device.type
         if self.replicate == 1:
@@ -86,9 +86,9 @@ def require_sharded(strategy: Strategy, processes: int) -> None:
     """
     if processes > 1 and not isinstance(strategy, ShardedStrategy):
         raise InputError(
-            f"strategy {type(strategy).__name__} with {processes} processes would train a wrong entity table; "
-            "leave trainer.strategy out (ShardedStrategy is used) or, for whole copies as under DDP, set "
-            f"--trainer.strategy=ShardedStrategy --trainer.strategy.replicate={processes}"
+            f"strategy {type(strategy).__name__} with {processes} processes would train a wrong entity "
+            "table; leave trainer.strategy out (ShardedStrategy is used) or, for whole copies as under DDP, "
+            f"set --trainer.strategy=ShardedStrategy --trainer.strategy.replicate={processes}"
         )
     if processes == 1 and not isinstance(strategy, SingleDeviceStrategy | ShardedStrategy):
         raise InputError(

@@ -1,0 +1,133 @@
+"""The command line: quick, complete, and clear about bad input."""
+
+import subprocess
+import sys
+import time
+from importlib import import_module
+
+import pytest
+
+from mofi_lightning import cli, entry_points
+from mofi_lightning.types import InputError
+
+
+def mofi(*words: str) -> tuple[int, str]:
+    """Exit code and standard error of `mofi` in a process of its own."""
+    done = subprocess.run(
+        [sys.executable, "-m", "mofi_lightning", *words], capture_output=True, text=True, timeout=120
+    )
+    return done.returncode, done.stderr
+
+
+def complaint(capsys: pytest.CaptureFixture[str], *words: str) -> str:
+    """The one line with which `mofi` refuses `words`."""
+    with pytest.raises(SystemExit) as exit_:
+        cli.main(list(words))
+    assert exit_.value.code == 2
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("mofi: error: "), lines
+    return lines[0]
+
+
+def test_help_is_quick_and_lists_every_verb(capsys):
+    start = time.perf_counter()
+    done = subprocess.run([sys.executable, "-m", "mofi_lightning", "--help"], capture_output=True, text=True)
+    assert time.perf_counter() - start < 3
+    for verb, described in cli.VERBS.items():
+        assert verb in done.stdout and described.summary in done.stdout
+
+
+def test_every_verb_names_a_documented_function():
+    for verb in cli.VERBS.values():
+        module, _, attribute = verb.target.partition(":")
+        assert getattr(import_module(module), attribute).__doc__
+
+
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("fit", "validate", "plugins", "pairs")])
+def test_the_help_of_a_verb_imports_neither_torch_nor_lightning(verb):
+    code = (
+        "import sys\nfrom mofi_lightning import cli\n"
+        f"try: cli.main({[*verb.split(), '--help']})\nexcept SystemExit as end: assert end.code in (0, None)\n"
+        "loaded = {'torch', 'lightning', 'transformers', 'timm', 'litdata'} & set(sys.modules)\n"
+        "assert not loaded, loaded"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    code = "import sys, mofi_lightning; assert not {'torch', 'numpy', 'jsonargparse'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_every_public_name_resolves():
+    import mofi_lightning
+
+    for name in mofi_lightning.__all__:
+        assert getattr(mofi_lightning, name) is not None
+
+
+def test_unknown_verbs_and_options_end_with_one_line(capsys, tmp_path):
+    assert "did you mean 'curate'" in complaint(capsys, "curat")
+    assert "unrecognized arguments: --nope 1" in complaint(capsys, "data", "build", "a", "b", "--nope", "1")
+    assert "output" in complaint(capsys, "data", "build", "a")
+    missing = complaint(capsys, "data", "build", str(tmp_path / "no.parquet"), str(tmp_path / "out"))
+    assert "no.parquet" in missing
+    assert "'emoj'" in complaint(capsys, "pairs", "emoj", "--output", "x")
+    assert "keep" in complaint(capsys, "curate", "a", "b", "--keep", "much")
+
+
+def test_a_message_of_many_lines_is_condensed():
+    message = (
+        'Parser key "keep":\n  Does not validate against any of the Union subtypes\n  Subtypes: [float]\n'
+        "  Errors:\n    - Expected a float\n    - Expected a None\n  Given value type: str\n  Given value: x"
+    )
+    assert cli.one_line(message) == 'Parser key "keep": Expected a float; Given value: x'
+
+
+def test_list_options_take_several_words():
+    def verb(data: str, models: list[str], k: int = 1) -> None:
+        """Measure."""
+
+    words = ["d", "--models", "pixels", "a=b", "--k", "2"]
+    assert cli._join_lists(verb, words) == ["d", "--models", '["pixels", "a=b"]', "--k", "2"]
+    assert cli._join_lists(verb, ["d", "--models", "[x, y]"]) == ["d", "--models", "[x, y]"]
+
+
+def test_plugins_are_listed_by_kind_and_built_in_ones_are_usable():
+    plugins = {plugin.name: plugin for plugin in entry_points.describe()}
+    assert {
+        "parquet": "source",
+        "folder": "source",
+        "timm": "backbone library",
+        "mofi": "backbone library",
+    }.items() <= {name: plugin.kind for name, plugin in plugins.items()}.items()
+    assert not [plugin for plugin in plugins.values() if plugin.error]
+
+
+def test_a_broken_plugin_is_listed_with_its_error_and_fatal_only_when_named(tmp_path, monkeypatch):
+    (tmp_path / "broken_plugin.py").write_text("import a_module_that_is_not_there\n")
+    info = tmp_path / "broken_plugin-1.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken-plugin\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[mofi_lightning.plugins]\nbroken = broken_plugin:Thing\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    entry_points._declared.cache_clear()
+    try:
+        (record,) = [plugin for plugin in entry_points.describe() if plugin.name == "broken"]
+        assert "a_module_that_is_not_there" in record.error
+        assert (record.package, record.version, record.kind) == ("broken-plugin", "1.0", "")
+        with pytest.raises(InputError, match=r"plugin 'broken'.*a_module_that_is_not_there"):
+            entry_points.load("broken")
+        assert entry_points.load("timm").__name__ == "TimmLibrary"
+    finally:
+        entry_points._declared.cache_clear()
+
+
+def test_plugins_are_attributes_of_the_plugins_module():
+    from mofi_lightning import plugins
+    from mofi_lightning.encoders.image import TimmLibrary
+
+    assert plugins.timm is TimmLibrary
+    assert "timm" in dir(plugins)
+    with pytest.raises(AttributeError, match="did you mean 'timm'"):
+        plugins.tim  # noqa: B018
