@@ -143,7 +143,7 @@ def _run_pairs(write_pairs: Callable[..., None], words: list[str]) -> None:
     parser = _parser(f"pairs {words[0]}", _summary(source_class))
     parser.add_class_arguments(source_class, as_group=False)
     parser.add_function_arguments(write_pairs, as_group=False, skip={"source"})
-    options = _parse(parser, words[1:])
+    options = _parse(parser, _join_lists(source_class.__init__, words[1:]))
     own = inspect.signature(write_pairs).parameters
     for_write = {name: options.pop(name) for name in list(options) if name in own}
     write_pairs(source_class(**options), **for_write)

@@ -29,7 +29,7 @@ def rows(emoji_slice: Path, vocabulary: EntityVocabulary) -> list[Row]:
     """The training pairs; every third without entity, every fifth with a second one."""
     class_ids = {entity: class_id for class_id, entity in enumerate(vocabulary.ids)}
     truth = pq.read_table(emoji_slice / "truth.parquet").to_pylist()
-    shown = {t["key"]: class_ids[t["entity"]] for t in truth}
+    shown = {t["key"]: class_ids[t["entity"]] for t in truth if t["split"] == "train"}
     labelled = []
     for n, row in enumerate(PairsReader(emoji_slice / "train.parquet")):
         entities = (shown[row.key], *([(shown[row.key] + 1) % len(vocabulary)] if n % 5 == 0 else []))

@@ -129,40 +129,32 @@ def open_evaluation_set(path: Path | str) -> EvaluationSet:
 
 
 def from_pairs(path: Path) -> EvaluationSet:
-    """A split of a pairs folder, with labels from `truth.parquet` and names from `knowledge_base.parquet`."""
-    truth, base = path.parent / "truth.parquet", path.parent / "knowledge_base.parquet"
-    for file, holds in ((truth, "what the images show"), (base, "the names of the entities")):
-        if not file.is_file():
-            raise InputError(
-                f"{file} is missing: it says {holds}; `mofi pairs` writes it where the source knows"
-            )
+    """A split of a pairs folder, with labels and names from the `truth.parquet` beside it."""
+    truth = path.parent / "truth.parquet"
+    if not truth.is_file():
+        raise InputError(
+            f"{truth} is missing: it says what the images show; `mofi pairs` writes it where the source knows"
+        )
     pairs = _read_table(path, "key", "image")
-    shown = _read_table(truth, "key", "split", "entity").to_pydict()
-    known = _read_table(base, "id", "name", "description").to_pylist()
-
-    entity_of = {
-        key: entity
-        for key, split, entity in zip(shown["key"], shown["split"], shown["entity"], strict=True)
-        if split == path.stem and entity is not None
-    }
+    shown = _read_table(truth, "key", "split", "entity", "name", "description").to_pylist()
+    by_key = {row["key"]: row for row in shown if row["split"] == path.stem and row["entity"] is not None}
     keys = pairs["key"].to_pylist()
-    rows = [row for row, key in enumerate(keys) if key in entity_of]
+    rows = [row for row, key in enumerate(keys) if key in by_key]
     if not rows:
         raise InputError(f"{truth} says of no image of {path} what it shows; are both of the same run?")
-    entities = [entity_of[keys[row]] for row in rows]
-    occurring = set(entities)
+    labels = [by_key[keys[row]] for row in rows]
+    known = {label["entity"]: label for label in labels}
     captions = [
-        (text, entity["id"])
-        for entity in known
-        if entity["id"] in occurring
-        for text in dict.fromkeys((entity["name"], entity_text(entity["name"], entity["description"])))
+        (text, entity)
+        for entity, label in known.items()
+        for text in dict.fromkeys((label["name"], entity_text(label["name"], label["description"])))
     ]
     return EvaluationSet(
         name=f"{path.parent.name}/{path.stem}",
         keys=[keys[row] for row in rows],
         images=ParquetImages(pairs["image"].take(rows)),
-        entities=entities,
-        names={entity["id"]: entity["name"] for entity in known},
+        entities=[label["entity"] for label in labels],
+        names={entity: label["name"] for entity, label in known.items()},
         captions=captions,
     )
 

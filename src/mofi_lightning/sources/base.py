@@ -7,6 +7,15 @@ from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 
+class Entity(NamedTuple):
+    """Something that images show: a person, a place, a product, a species."""
+
+    id: str
+    name: str
+    aliases: tuple[str, ...] = ()
+    description: str = ""
+
+
 class Pair(NamedTuple):
     """One image with its alt-text.
 
@@ -14,23 +23,14 @@ class Pair(NamedTuple):
         key: unique within the source.
         image: the encoded file (JPEG, PNG, WebP, ...), as found.
         text: the alt-text, possibly empty.
-        entity: id of the entity that the image really shows, if the source knows; never seen by curation or
-            training, only by measurement.
+        entity: what the image really shows, if the source knows; seen by measurement only, never by curation
+            or training.
     """
 
     key: str
     image: bytes
     text: str
-    entity: str | None = None
-
-
-class Entity(NamedTuple):
-    """One entry of a knowledge base."""
-
-    id: str
-    name: str
-    aliases: tuple[str, ...] = ()
-    description: str = ""
+    entity: Entity | None = None
 
 
 class Source(ABC):
@@ -49,7 +49,10 @@ class Source(ABC):
         """The pairs of `split`."""
 
     def entities(self) -> Iterator[Entity]:
-        """The knowledge base that comes with the source; empty by default."""
+        """The knowledge base that comes with the source; empty by default.
+
+        Entities that serve to measure what training has never seen are left out of it.
+        """
         return iter(())
 
     def count(self, split: str) -> int | None:

@@ -16,7 +16,7 @@ from mofi_lightning.sources.base import Source
 from mofi_lightning.types import InputError
 
 _PAIRS = pa.schema([("key", pa.string()), ("image", pa.binary()), ("text", pa.string())])
-_TRUTH = pa.schema([("key", pa.string()), ("split", pa.string()), ("entity", pa.string())])
+_TRUTH = pa.schema([(name, pa.string()) for name in ("key", "split", "entity", "name", "description")])
 _KNOWLEDGE_BASE = pa.schema(
     [
         ("id", pa.string()),
@@ -34,9 +34,9 @@ def write_pairs(source: Source, output: Path) -> None:
     """Write the pairs of `source` to the folder `output`.
 
     Writes one `{split}.parquet` a split (key, image, text), `knowledge_base.parquet` (id, name, aliases,
-    description) if the source brings one, and `truth.parquet` (key, split, entity) if it knows what the images
-    really show. A file appears whole or not at all; a second run writes what is missing. The keys of all pairs
-    are held in memory.
+    description) if the source brings one, and `truth.parquet` (key, split, entity, name, description) if it
+    knows what the images really show. A file appears whole or not at all; a second run writes what is
+    missing. The keys of all pairs are held in memory.
 
     Args:
         source: where the pairs come from.
@@ -90,7 +90,10 @@ def _write_split(
             rows.append({"key": pair.key, "image": pair.image, "text": pair.text})
             size += len(pair.image)
             if pair.entity is not None:
-                truth.append({"key": pair.key, "split": split, "entity": pair.entity})
+                entity, name, _, description = pair.entity
+                truth.append(
+                    {"key": pair.key, "split": split, "entity": entity, "name": name, "description": description}
+                )
             if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema=_PAIRS))
                 rows, size = [], 0

@@ -1,0 +1,68 @@
+"""Every YAML of configs/ is parsed and instantiated."""
+
+import inspect
+from pathlib import Path
+
+import jsonargparse
+import pytest
+import torch
+import yaml
+
+from mofi_lightning.curation.pipeline import curate
+from mofi_lightning.encoders.dual_encoder import DualEncoder
+from mofi_lightning.evaluation.command import evaluate
+from mofi_lightning.objectives import Objective
+from mofi_lightning.objectives.devise import DeViSE
+from mofi_lightning.testing import synthetic_vocabulary
+from mofi_lightning.training.command import build
+from mofi_lightning.types import ObjectiveSpec
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+FIT = sorted(CONFIGS.glob("fit/*.yaml"))
+QUICKSTART = sorted(set(CONFIGS.glob("quickstart/*.yaml")) - {CONFIGS / "quickstart" / "common.yaml"})
+VERBS = {"curation": curate, "evaluation": evaluate}
+
+
+def test_every_yaml_is_covered_here():
+    covered = {*FIT, *QUICKSTART, CONFIGS / "quickstart" / "common.yaml"}
+    covered |= {path for folder in VERBS for path in CONFIGS.glob(f"{folder}/*.yaml")}
+    assert covered == set(CONFIGS.rglob("*.yaml")) and FIT and QUICKSTART
+
+
+@pytest.mark.parametrize("config", [*FIT, *QUICKSTART], ids=lambda path: f"{path.parent.name}/{path.stem}")
+def test_training_configurations_build_trainer_model_objective_and_data(config, tmp_path, monkeypatch, emoji_slice):
+    monkeypatch.setenv("QUICKSTART", str(tmp_path))
+    monkeypatch.setenv("PAIRS", str(emoji_slice))
+    common = ["--config", str(CONFIGS / "quickstart" / "common.yaml")] if config in QUICKSTART else []
+    words = [*common, "--config", str(config), "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    cli = build(words, run=False)
+    assert cli.trainer.max_steps > 0
+    encoder = cli.model.encoder_config
+    # b16 and larger are built without memory; tokenizers that a run of the quickstart would train are not there
+    plain = {"bytes": encoder.tokenizer, "clip": encoder.tokenizer}.get(encoder.tokenizer, "bytes")
+    with torch.device("meta"):
+        model = DualEncoder.from_config(type(encoder)(**{**vars(encoder), "tokenizer": plain}))
+    spec = ObjectiveSpec(model.embed_dim, model.feature_dim, synthetic_vocabulary(10))
+    try:
+        objective = cli.model.make_objective(spec)
+    except ValueError as error:  # DeViSE's vectors are made by the run
+        assert "vectors" in str(error) and "devise" in config.stem
+        objective = DeViSE.__new__(DeViSE)
+    assert isinstance(objective, Objective)
+    if "text" in objective.requires:
+        assert model.text is not None
+
+
+@pytest.mark.parametrize("folder", VERBS)
+def test_configurations_of_verbs_are_valid(folder):
+    for path in CONFIGS.glob(f"{folder}/*.yaml"):
+        parser = jsonargparse.ArgumentParser(exit_on_error=False)
+        parser.add_function_arguments(VERBS[folder])
+        given = yaml.safe_load(path.read_text())
+        parser.instantiate_classes(parser.parse_object({**placeholders(VERBS[folder]), **given}))
+
+
+def placeholders(verb) -> dict[str, object]:
+    """Values for the parameters that a configuration leaves to the command line."""
+    required = [p.name for p in inspect.signature(verb).parameters.values() if p.default is p.empty]
+    return {name: ["pixels"] if name == "models" else "x" for name in required}
