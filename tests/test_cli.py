@@ -43,11 +43,11 @@ def test_every_verb_names_a_documented_function():
         assert getattr(import_module(module), attribute).__doc__
 
 
-@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in ("fit", "validate", "plugins", "pairs")])
+@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in {"fit", "validate", "pairs"}])
 def test_the_help_of_a_verb_imports_neither_torch_nor_lightning(verb):
     code = (
         "import sys\nfrom mofi_lightning import cli\n"
-        f"try: cli.main({[*verb.split(), '--help']})\nexcept SystemExit as end: assert end.code in (0, None)\n"
+        f"try: cli.main({[*verb.split(), '--help']})\nexcept SystemExit as e: assert not e.code\n"
         "loaded = {'torch', 'lightning', 'transformers', 'timm', 'litdata'} & set(sys.modules)\n"
         "assert not loaded, loaded"
     )

@@ -30,15 +30,25 @@ def test_every_yaml_is_covered_here():
 
 
 @pytest.mark.parametrize("config", [*FIT, *QUICKSTART], ids=lambda path: f"{path.parent.name}/{path.stem}")
-def test_training_configurations_build_trainer_model_objective_and_data(config, tmp_path, monkeypatch, emoji_slice):
+def test_training_configurations_build_trainer_model_objective_and_data(
+    config, tmp_path, monkeypatch, emoji_slice
+):
     monkeypatch.setenv("QUICKSTART", str(tmp_path))
     monkeypatch.setenv("PAIRS", str(emoji_slice))
     common = ["--config", str(CONFIGS / "quickstart" / "common.yaml")] if config in QUICKSTART else []
-    words = [*common, "--config", str(config), "--trainer.default_root_dir", str(tmp_path), "--trainer.logger", "false"]
+    words = [
+        *common,
+        "--config",
+        str(config),
+        "--trainer.default_root_dir",
+        str(tmp_path),
+        "--trainer.logger",
+        "false",
+    ]
     cli = build(words, run=False)
     assert cli.trainer.max_steps > 0
     encoder = cli.model.encoder_config
-    # b16 and larger are built without memory; tokenizers that a run of the quickstart would train are not there
+    # large models are built without memory; tokenizers that a run of the quickstart would train are missing
     plain = {"bytes": encoder.tokenizer, "clip": encoder.tokenizer}.get(encoder.tokenizer, "bytes")
     with torch.device("meta"):
         model = DualEncoder.from_config(type(encoder)(**{**vars(encoder), "tokenizer": plain}))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import signal
@@ -40,7 +41,12 @@ def run(words: list[str], kill_after: int | None = None) -> str:
     root = Path(words[words.index("--trainer.default_root_dir") + 1])
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     process = subprocess.Popen(
-        words, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        words,
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
     )
     try:
         if kill_after is not None:
@@ -54,10 +60,8 @@ def run(words: list[str], kill_after: int | None = None) -> str:
             assert process.returncode == 0, output
             return output
     finally:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-        except ProcessLookupError:
-            pass
         process.wait()
     return ""
 
@@ -78,5 +82,7 @@ def test_kill_at_seeded_moments_and_resume_gives_the_undisturbed_weights(emoji_s
         assert not (tmp_path / "killed" / "model").exists()
     assert "resuming from" in run(killed)
 
-    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("undisturbed", "killed")]
+    weights = [
+        (tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("undisturbed", "killed")
+    ]
     assert weights[0] == weights[1]

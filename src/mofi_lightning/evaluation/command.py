@@ -22,7 +22,8 @@ def evaluate(
 ) -> None:
     """Measure and compare models on labelled images.
 
-    Writes results.json (a row a model), details.json (every value with its standard error) and report.html.
+    Writes results.json (a row a model), details.json (every value with its standard error), curation.json
+    (the counts of the data sets given, by name) and report.html.
     Embeddings are kept in OUTPUT/cache by content, so a second run embeds only what is new.
 
     Args:
@@ -31,7 +32,7 @@ def evaluate(
         output: folder for the results.
         models: `NAME=PATH` each, PATH a model folder, a checkpoint or a training run's folder; `pixels` is
             the raw image at 16 x 16.
-        curation: the curation.json files to show in the report.
+        curation: the curation.json files of data sets to show in the report.
         evaluators: what to measure; retrieval, kNN, zero-shot and image-text retrieval if empty.
         workers: threads that decode images.
     """
@@ -42,7 +43,7 @@ def evaluate(
     from mofi_lightning.evaluation.report import ModelReport, choose_queries, write_report
 
     named = parse_models(models)
-    funnels = {str(file): _read_json(file) for file in curation}
+    funnels = {file.resolve().parent.name: _read_json(file) for file in curation}
     images = open_evaluation_set(data)
     measures = evaluators or standard_evaluators()
     queries = choose_queries(images, len(named))
@@ -74,6 +75,8 @@ def evaluate(
             "models": {r.name: r.values | {"undecodable": dict(r.failures)} for r in reports},
         },
     )
+    if funnels:
+        _write_json(output / "curation.json", funnels)
     write_report(output / "report.html", images, reports, columns, funnels)
     _print_table(rows, columns)
     print(f"{output / 'report.html'} compares them")

