@@ -18,8 +18,10 @@ _PUBLIC = {
     "TextEncoder": "mofi_lightning.encoders.base",
     "BackboneLibrary": "mofi_lightning.encoders.base",
     "Preprocess": "mofi_lightning.encoders.preprocess",
+    "decode": "mofi_lightning.encoders.decoding",
     "Source": "mofi_lightning.sources.base",
     "Pair": "mofi_lightning.sources.base",
+    "Entity": "mofi_lightning.sources.base",
     "Objective": "mofi_lightning.objectives.base",
     "Batch": "mofi_lightning.types",
     "Tokens": "mofi_lightning.types",
@@ -49,11 +51,13 @@ if TYPE_CHECKING:
     from mofi_lightning.encoders.base import BackboneLibrary as BackboneLibrary
     from mofi_lightning.encoders.base import ImageEncoder as ImageEncoder
     from mofi_lightning.encoders.base import TextEncoder as TextEncoder
+    from mofi_lightning.encoders.decoding import decode as decode
     from mofi_lightning.encoders.dual_encoder import DualEncoder as DualEncoder
     from mofi_lightning.encoders.dual_encoder import DualEncoderConfig as DualEncoderConfig
     from mofi_lightning.encoders.dual_encoder import load as load
     from mofi_lightning.encoders.preprocess import Preprocess as Preprocess
     from mofi_lightning.objectives.base import Objective as Objective
+    from mofi_lightning.sources.base import Entity as Entity
     from mofi_lightning.sources.base import Pair as Pair
     from mofi_lightning.sources.base import Source as Source
     from mofi_lightning.training.module import PretrainingModule as PretrainingModule

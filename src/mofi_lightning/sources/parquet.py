@@ -12,7 +12,8 @@ from mofi_lightning.sources.base import Pair, Source
 from mofi_lightning.types import InputError
 
 _BATCH_ROWS = 64
-# column chunks are read in pieces of this size: row groups of others can be larger than the memory
+# the row groups of others can be larger than the memory: column chunks are read in pieces of this size, and
+# pyarrow's pre_buffer, which would read a row group whole, is off
 _BUFFER_BYTES = 2**20
 
 
@@ -73,7 +74,7 @@ class ParquetSource(Source):
         columns = [self._image, self._text, *([] if self._key is None else [self._key])]
         row = 0
         try:
-            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES) as file:
+            with pq.ParquetFile(path, buffer_size=_BUFFER_BYTES, pre_buffer=False) as file:
                 for batch in file.iter_batches(_BATCH_ROWS, columns=columns):
                     for values in batch.to_pylist():
                         key = f"{split}/{row}" if self._key is None else values[self._key]
@@ -126,9 +127,7 @@ def _find(path: Path) -> dict[str, Path]:
         raise InputError(f"nothing at {path}; give a parquet file or a folder with one parquet file a split")
     files = sorted(file for file in path.glob("*.parquet") if not file.name.startswith("."))
     if not files:
-        raise InputError(
-            f"no file in {path} is called *.parquet; give a folder with one parquet file a split"
-        )
+        raise InputError(f"{path} holds no *.parquet; give a folder with one parquet file a split")
     return {file.stem: file for file in files}
 
 

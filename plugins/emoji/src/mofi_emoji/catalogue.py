@@ -115,7 +115,8 @@ class _Match(NamedTuple):
 
 def _name_index(names: Path, emoji: dict[str, Emoji], icon_sets: Iterable[_IconSet]) -> dict[str, _Match]:
     """Squashed name -> code point, from the most trusted kind of name that has it; no ambiguous names."""
-    slugs, aliases, labels, unicode_names, shortcodes = kinds = [defaultdict(set) for _ in range(5)]
+    kinds: list[dict[str, set[str]]] = [defaultdict(set) for _ in range(5)]
+    slugs, aliases, labels, unicode_names, shortcodes = kinds
     for icons in icon_sets:
         for code, slug in icons.chars.items():
             slugs[slug].add(code)

@@ -1,0 +1,99 @@
+"""Every command and every block of Python in the README runs as printed, on small data and in few steps."""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from mofi_lightning import DualEncoder, DualEncoderConfig, Embeddings, ObjectiveSpec
+from mofi_lightning.encoders.text import TextConfig
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text()
+COMMANDS = [
+    line.split("#")[0].strip()
+    for block in re.findall(r"```bash\n(.*?)```", README, re.DOTALL)
+    for line in block.splitlines()
+]
+MOFI = [command for command in COMMANDS if command.startswith("mofi ")]
+PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+
+# what makes a command of the README fit for a test: the real recipe, a small encoder, a few rows, one step
+SMALL = (
+    "--model.encoder.image mofi/tiny --model.encoder.preprocess.size 32 --model.encoder.text.width 32 "
+    "--model.encoder.text.layers 1 --model.encoder.text.heads 2 --model.encoder.embed_dim 16 --trainer.max_steps 1 "
+    "--data.init_args.sources.i2e.rows 16 --data.init_args.num_workers 0 --trainer.accelerator cpu"
+)
+EXTRA = {
+    "mofi curate": "--min_images 1",
+    "mofi fit --config configs/fit/mofi.yaml": SMALL,
+    "mofi fit --config configs/fit/synthetic.yaml": "--trainer.accelerator cpu",
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, emoji_slice) -> Path:
+    """A folder like a clone's, with the pairs and the model that a command of the README would have made."""
+    folder = tmp_path_factory.mktemp("readme")
+    (folder / "configs").symlink_to(ROOT / "configs")
+    shutil.copytree(emoji_slice, folder / "pairs")
+    with torch.random.fork_rng():
+        DualEncoder.from_config(DualEncoderConfig(text=TextConfig(32, 1, 2, 32), embed_dim=16)).save(
+            folder / "clip/model"
+        )
+    return folder
+
+
+def run(command: str, folder: Path) -> None:
+    extra = next((words for start, words in EXTRA.items() if command.startswith(start)), "")
+    words = [sys.executable, "-m", "mofi_lightning", *shlex.split(f"{command} {extra}")[1:]]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(words, cwd=folder, env=environment, capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_the_readme_names_every_verb():
+    from mofi_lightning.cli import VERBS
+
+    assert {verb for verb in VERBS if not any(c.startswith(f"mofi {verb}") for c in MOFI)} == {"validate"}
+
+
+@pytest.mark.timeout(400)
+def test_the_commands_run_in_the_order_in_which_they_stand(folder):
+    for command in MOFI:
+        run(command, folder)
+    assert (folder / "evaluation" / "report.html").is_file() and (folder / "runs" / "mofi" / "model").is_dir()
+
+
+def test_the_makes_of_the_readme_exist():
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
+    named = {target for line in re.findall(r"make ([a-z -]+)", README) for target in line.split()[:1]}
+    assert named <= targets and {"quickstart", "test", "env"} <= named
+
+
+def test_the_python_of_the_readme_runs(folder, monkeypatch):
+    using, writing = PYTHON
+    model = folder / "runs" / "mofi" / "model"
+    if not model.exists():
+        shutil.copytree(folder / "clip" / "model", model)
+    Image.new("RGB", (40, 30), (200, 10, 10)).save(folder / "cat.jpg")
+    monkeypatch.chdir(folder)
+    names: dict[str, object] = {}
+    exec(using, names)
+    assert names["texts"].shape[0] == 2 and torch.allclose(names["features"].norm(dim=1), torch.ones(1))
+
+    names = {}
+    exec(writing, names)
+    objective = names["Cosine"](ObjectiveSpec(4, 8))
+    one = torch.nn.functional.normalize(torch.ones(2, 4), dim=1)
+    assert objective(Embeddings(image=one, text=one), {}).loss.item() == pytest.approx(0, abs=1e-6)
+    assert objective(Embeddings(image=one, text=-one), {}).loss.item() == pytest.approx(2)
