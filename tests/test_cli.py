@@ -77,11 +77,17 @@ def test_unknown_verbs_and_options_end_with_one_line(capsys, tmp_path):
 
 
 def test_a_message_of_many_lines_is_condensed():
-    message = (
-        'Parser key "keep":\n  Does not validate against any of the Union subtypes\n  Subtypes: [float]\n'
-        "  Errors:\n    - Expected a float\n    - Expected a None\n  Given value type: str\n  Given value: x"
+    union = (
+        'Parser key "keep":\n  Does not validate against any of the Union subtypes\n'
+        "  Errors:\n    - Expected a <class 'float'>\n    - Expected a <class 'NoneType'>\n"
+        "  Given value type: <class 'str'>\n  Given value: x"
     )
-    assert cli.one_line(message) == 'Parser key "keep": Expected a float; Given value: x'
+    assert cli.one_line(union) == "keep: expected float, got x"
+    nested = (
+        'Parser key "data":\n  Errors:\n    - Problem with given class_path X:\n        Parser key "rows":\n'
+        "          Expected a <class 'int'>. Got value: many\n    - Expected a <class 'NoneType'>"
+    )
+    assert cli.one_line(nested) == "data.rows: expected int, got many"
 
 
 def test_list_options_take_several_words():

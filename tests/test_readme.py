@@ -30,8 +30,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 # what makes a command of the README fit for a test: the real recipe, a small encoder, a few rows, one step
 SMALL = (
     "--model.encoder.image mofi/tiny --model.encoder.preprocess.size 32 --model.encoder.text.width 32 "
-    "--model.encoder.text.layers 1 --model.encoder.text.heads 2 --model.encoder.embed_dim 16 --trainer.max_steps 1 "
-    "--data.init_args.sources.i2e.rows 16 --data.init_args.num_workers 0 --trainer.accelerator cpu"
+    "--model.encoder.text.layers 1 --model.encoder.text.heads 2 --model.encoder.embed_dim 16 "
+    "--trainer.max_steps 1 --data.init_args.sources.i2e.rows 16 --data.init_args.num_workers 0 --trainer.accelerator cpu"
 )
 EXTRA = {
     "mofi curate": "--min_images 1",

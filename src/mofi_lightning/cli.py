@@ -143,7 +143,7 @@ def _run_pairs(write_pairs: Callable[..., None], words: list[str]) -> None:
     parser = _parser(f"pairs {words[0]}", _summary(source_class))
     parser.add_class_arguments(source_class, as_group=False)
     parser.add_function_arguments(write_pairs, as_group=False, skip={"source"})
-    options = _parse(parser, _join_lists(source_class.__init__, words[1:]))
+    options = _parse(parser, _join_lists(source_class, words[1:]))
     own = inspect.signature(write_pairs).parameters
     for_write = {name: options.pop(name) for name in list(options) if name in own}
     write_pairs(source_class(**options), **for_write)
@@ -157,7 +157,7 @@ def _join_lists(function: Callable[..., None], words: list[str]) -> list[str]:
     """Let list options take several words: `--models a b` becomes `--models ["a", "b"]`."""
     import json
 
-    hints = typing.get_type_hints(function)
+    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
     lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) in (list, Sequence)}
     joined: list[str] = []
     position = 0
@@ -179,19 +179,23 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     return options
 
 
+# the parser's complaints, most telling first; of several, the last is the innermost
+_COMPLAINTS = (
+    (r"Option '([^']+)' is not accepted", "option {!r} is not accepted"),
+    (r"Expected a dot import path string: (\S+)", "there is no class {!r}; is it misspelt or not installed?"),
+    (r"Expected an? <class '([^']+)'>\. Got value: ([^\n]+)", "expected {}, got {}"),
+    (r"Expected an? <class '([^']+)'>(?s:.*)Given value: ([^\n]+)", "expected {}, got {}"),
+)
+
+
 def one_line(message: str) -> str:
-    """Condense a parser's message of many lines into what is wrong and what was given."""
-    lines = [line.strip(" -") for line in message.splitlines() if line.strip()]
-    if len(lines) == 1:
-        return lines[0]
-    start = lines[0].rstrip(":")
-    wrong = [
-        line
-        for line in lines[1:]
-        if not re.match(r"(Subtypes|Errors|Given value type|Does not validate)", line)
-    ]
-    # the first complaint is about the closest match; the others repeat it for the other members of a union
-    return f"{start}: {'; '.join(dict.fromkeys(wrong[:1] + wrong[-1:]))}"
+    """Condense a parser's message of many lines into where it is, what is wrong and what was given."""
+    where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
+    for pattern, wording in _COMPLAINTS:
+        if found := re.findall(pattern, message):
+            last = found[0] if isinstance(found[0], tuple) else (found[-1],)
+            return f"{where}: {wording.format(*last)}"
+    return " ".join(message.split())
 
 
 def _fail(message: str) -> typing.NoReturn:

@@ -1,6 +1,6 @@
 """Pretraining with Lightning: the module, its strategy, optimisation, checkpoints and callbacks."""
 
-from mofi_lightning.training.callbacks import RetrievalValidation, Throughput
+from mofi_lightning.training.callbacks import RetrievalValidation, RunSummary
 from mofi_lightning.training.checkpointing import StepCheckpoint
 from mofi_lightning.training.module import PretrainingModule
 from mofi_lightning.training.optimization import Optimization
@@ -10,7 +10,7 @@ __all__ = [
     "Optimization",
     "PretrainingModule",
     "RetrievalValidation",
+    "RunSummary",
     "ShardedStrategy",
     "StepCheckpoint",
-    "Throughput",
 ]

@@ -1,4 +1,4 @@
-"""Callbacks: throughput, and retrieval on held-out images during training."""
+"""Callbacks: what a run did and how fast, and retrieval on held-out images during training."""
 
 from __future__ import annotations
 
@@ -21,11 +21,12 @@ from mofi_lightning.evaluation.retrieval import retrieval_average_precision
 from mofi_lightning.types import Batch, InputError
 
 
-class Throughput(Callback):
-    """Logs images/s and the share of time spent waiting for data; sums the training time over resumes.
+class RunSummary(Callback):
+    """Logs images/s and the share of time spent waiting for data; at the end, writes what the run did.
 
-    At the end of training `<default_root_dir>/summary.json` holds {"seconds", "steps", "images_per_second",
-    "data_wait"}; validation and checkpoints are counted in none of them.
+    `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait and bad_rows. Times go
+    on over resumes and leave validation and checkpoints out; bad rows are those that this process replaced
+    because they could not be read, by source and kind.
     """
 
     def __init__(self) -> None:
@@ -78,12 +79,16 @@ class Throughput(Callback):
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the summary."""
+        bad_rows = dict(getattr(getattr(trainer, "datamodule", None), "bad_rows", {}))
         if trainer.is_global_zero and self.seconds > 0:
+            for kind, count in bad_rows.items():
+                print(f"replaced {count:,} rows that could not be read: {kind}")
             summary = {
                 "seconds": round(self.seconds, 2),
                 "steps": trainer.global_step,
                 "images_per_second": round(self.images / self.seconds, 1),
                 "data_wait": round(self.waited / self.seconds, 4),
+                "bad_rows": bad_rows,
             }
             path = Path(trainer.default_root_dir) / "summary.json"
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -20,7 +20,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 # the first two so that short class names (I2EDataModule, MOFI, ...) resolve in YAML
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
-from mofi_lightning.training.callbacks import Throughput
+from mofi_lightning.training.callbacks import RunSummary
 from mofi_lightning.training.checkpointing import (
     AtomicCheckpointIO,
     StepCheckpoint,
@@ -100,8 +100,8 @@ def _default_callbacks(given: Any, checkpointing: bool | None, progress_bar: boo
     callbacks = list(given) if isinstance(given, list) else [given] if given else []
     if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
         callbacks.append(StepCheckpoint())
-    if not any(isinstance(c, Throughput) for c in callbacks):
-        callbacks.append(Throughput())
+    if not any(isinstance(c, RunSummary) for c in callbacks):
+        callbacks.append(RunSummary())
     if progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(TQDMProgressBar(refresh_rate=10))
     return callbacks
