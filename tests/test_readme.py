@@ -31,7 +31,8 @@ PYTHON = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
 SMALL = (
     "--model.encoder.image mofi/tiny --model.encoder.preprocess.size 32 --model.encoder.text.width 32 "
     "--model.encoder.text.layers 1 --model.encoder.text.heads 2 --model.encoder.embed_dim 16 "
-    "--trainer.max_steps 1 --data.init_args.sources.i2e.rows 16 --data.init_args.num_workers 0 --trainer.accelerator cpu"
+    "--trainer.max_steps 1 --trainer.accelerator cpu "
+    "--data.init_args.sources.i2e.rows 16 --data.init_args.num_workers 0"
 )
 EXTRA = {
     "mofi curate": "--min_images 1",

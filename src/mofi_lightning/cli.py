@@ -157,8 +157,8 @@ def _join_lists(function: Callable[..., None], words: list[str]) -> list[str]:
     """Let list options take several words: `--models a b` becomes `--models ["a", "b"]`."""
     import json
 
-    hints = typing.get_type_hints(function.__init__ if isinstance(function, type) else function)
-    lists = {f"--{name}" for name, hint in hints.items() if typing.get_origin(hint) in (list, Sequence)}
+    parameters = inspect.signature(function, eval_str=True).parameters.values()
+    lists = {f"--{p.name}" for p in parameters if typing.get_origin(p.annotation) in (list, Sequence)}
     joined: list[str] = []
     position = 0
     while position < len(words):

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mofi_lightning.curation.scoring import (
+    agreement,
     check_images,
     check_templates,
     entity_texts,
@@ -64,23 +65,58 @@ def test_candidates_are_compared_as_one_by_one(scorer: Path, drawings: Sequence[
     candidates = [[0, 2], [], [2], [2, 0], *[[0]] * (len(drawings) - 4)]
     templates = ["{name}", "{name}, {description}"]
 
-    found, failed = check_images(scorer, drawings, candidates, entities, templates)
+    links = [[0.5 + 0.1 * e for e in found] for found in candidates]
+    found, failed = check_images(scorer, drawings, candidates, links, entities, templates)
 
     model = load(scorer)
     with torch.inference_mode():
         images = torch.cat([model.encode_image(model.preprocess(decode(d))[None]) for d in drawings])
         texts = torch.stack([model.encode_text(entity_texts(e, templates)).mean(dim=0) for e in entities])
     cosines = (images @ torch.nn.functional.normalize(texts, dim=1).T).numpy()
-    expected = (cosines - cosines.mean(axis=0)) / cosines.std(axis=0)
+    by_text = (cosines - cosines.mean(axis=0)) / cosines.std(axis=0)
     assert failed == {}
-    for row, rows_candidates in enumerate(candidates):
-        assert found[row] == pytest.approx([expected[row, e] for e in rows_candidates], abs=2e-3)
+    for row, row_candidates in enumerate(candidates):
+        expected = []
+        for e in row_candidates:
+            others = sum(
+                links[other][candidates[other].index(e)] * images[other]
+                for other in range(len(drawings))
+                if other != row and e in candidates[other]
+            )
+            to_others = (images @ torch.nn.functional.normalize(others, dim=0)).numpy()
+            by_images = (to_others[row] - to_others.mean()) / to_others.std()
+            expected.append((by_text[row, e] + by_images) / 2)
+        assert found[row] == pytest.approx(expected, abs=5e-3)
+
+
+def test_an_entity_of_one_image_has_no_agreement_and_undecodable_images_take_no_part() -> None:
+    images = normal(3, 6, 4)
+    holed = np.insert(images, 2, np.nan, axis=0)
+    rows, entities = np.array([0, 1, 3, 4]), np.array([0, 0, 1, 0])
+    weights = np.array([0.9, 0.2, 0.5, 0.4], dtype=np.float32)
+
+    found = agreement(holed, np.append(rows, 2), np.append(entities, 0), np.append(weights, np.float32(1)))
+
+    assert np.isnan(found[[2, 4]]).all()
+    moved = np.where(rows > 2, rows - 1, rows)
+    assert found[:4] == pytest.approx(agreement(images, moved, entities, weights), abs=1e-6, nan_ok=True)
+
+
+def test_the_image_that_shows_something_else_agrees_least() -> None:
+    images = normal(4, 200, 16)
+    images[:5] = images[0] + 0.02 * normal(5, 5, 16)
+    images[:5] /= np.linalg.norm(images[:5], axis=1, keepdims=True)
+    rows = np.array([0, 1, 2, 3, 4, 150])
+    found = agreement(images, rows, np.zeros(6, dtype=np.int64), np.ones(6, dtype=np.float32))
+    assert found[:5].min() > 2 > found[5]
 
 
 def test_a_broken_image_is_named_and_the_others_are_scored(scorer: Path, drawings: Sequence[bytes]) -> None:
     images = [drawings[0], b"no image", *drawings[1:]]
 
-    found, failed = check_images(scorer, images, [[0]] * len(images), [Entity("Q1", "dot")], ["{name}"])
+    found, failed = check_images(
+        scorer, images, [[0]] * len(images), [[1.0]] * len(images), [Entity("Q1", "dot")], ["{name}"]
+    )
 
     assert list(failed) == [1]
     assert np.isnan(found[1]).all()
@@ -91,7 +127,7 @@ def test_a_broken_image_is_named_and_the_others_are_scored(scorer: Path, drawing
 def test_unusable_scorers_are_explained(tmp_path: Path, drawings: Sequence[bytes]) -> None:
     (tmp_path / "empty").mkdir()
     DualEncoder.from_config(DualEncoderConfig(embed_dim=8)).save(tmp_path / "images_only")
-    arguments = (drawings, [[0]] * len(drawings), [Entity("Q1", "dot")], ["{name}"])
+    arguments = (drawings, [[0]] * len(drawings), [[1.0]] * len(drawings), [Entity("Q1", "dot")], ["{name}"])
 
     with pytest.raises(InputError, match="has no text encoder"):
         check_images(tmp_path / "images_only", *arguments)

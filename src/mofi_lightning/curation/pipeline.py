@@ -27,7 +27,7 @@ from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.types import InputError
 
 # part of every fingerprint: raised when what a stage writes changes its meaning
-_VERSION = 1
+_VERSION = 2
 
 
 def curate(
@@ -144,10 +144,12 @@ def _score(
     if scorer is None:
         similarities, errors = [None] * total, scoring.undecodable(images)
     else:
-        entities = [
-            [base.rows[e] for e in ids] for (batch,) in stages.read(linked, "entities") for ids in batch
-        ]
-        similarities, errors = scoring.check_images(scorer, images, entities, base.entities, templates)
+        entities: list[list[int]] = []
+        links: list[list[float]] = []
+        for ids, linked_as in stages.read(linked, "entities", "links"):
+            entities.extend([base.rows[entity] for entity in found] for found in ids)
+            links.extend(linked_as)
+        similarities, errors = scoring.check_images(scorer, images, entities, links, base.entities, templates)
 
     def batches() -> Iterator[Sequence[Sequence[Any]]]:
         start = 0

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from mofi_lightning.curation.selection import Floats, Ints
 from mofi_lightning.sources.base import Entity
@@ -39,17 +41,21 @@ def check_images(
     scorer: Path,
     images: Iterable[bytes],
     candidates: Sequence[Sequence[int]],
+    links: Sequence[Sequence[float]],
     entities: Sequence[Entity],
     templates: Sequence[str],
 ) -> tuple[list[list[float]], dict[int, str]]:
-    """Compare every image with its candidate entities (see `standardised_similarity`).
+    """Compare every image with its candidate entities: with their texts and with their other images.
 
-    Each image and each entity is embedded once, however many candidates there are.
+    The result is the mean of `standardised_similarity` and `agreement`, or the former alone for an entity
+    that no other image may show. Each image and each entity is embedded once, however many candidates there
+    are.
 
     Args:
         scorer: folder or checkpoint of a dual encoder with a text encoder.
         images: encoded files, read once, in order.
         candidates: of each image, rows of `entities`.
+        links: P(entity | text) of each candidate.
         entities: the knowledge base.
         templates: texts of an entity; their embeddings are averaged.
 
@@ -81,12 +87,13 @@ def check_images(
         )
     ensembles = embed_texts(model, texts).numpy().reshape(len(used), len(templates), -1).mean(axis=1)
     embedded = embed_images(model, images)
-    similarities = standardised_similarity(
-        embedded.embeddings.numpy(),
-        ensembles / np.linalg.norm(ensembles, axis=1, keepdims=True),
-        rows,
-        columns,
+    vectors = embedded.embeddings.numpy()
+    by_text = standardised_similarity(
+        vectors, ensembles / np.linalg.norm(ensembles, axis=1, keepdims=True), rows, columns
     )
+    weights = np.array([p for found in links for p in found], dtype=np.float32)
+    by_images = agreement(vectors, rows, columns, weights)
+    similarities = np.where(np.isnan(by_images), by_text, (by_text + by_images) / 2)
     return [part.tolist() for part in np.split(similarities, np.cumsum(sizes)[:-1])], embedded.failed
 
 
@@ -120,14 +127,64 @@ def standardised_similarity(images: Floats, texts: Floats, rows: Ints, entities:
     Returns:
         float32 `[N]`, NaN for the candidates of undecodable images.
     """
-    usable = images[~np.isnan(images).any(axis=1)].astype(np.float64)
-    mean = usable.mean(axis=0)
-    covariance = (usable - mean).T @ (usable - mean) / len(usable)
-    deviation = np.sqrt(np.einsum("ed,dc,ec->e", texts, covariance, texts).clip(min=1e-12))
-    above = texts @ mean
+    background = _Background.of(images)
     similarities = np.empty(len(rows), dtype=np.float32)
     for start in range(0, len(rows), _PART):
         part = slice(start, start + _PART)
-        cosine = np.einsum("nd,nd->n", images[rows[part]], texts[entities[part]])
-        similarities[part] = (cosine - above[entities[part]]) / deviation[entities[part]]
+        similarities[part] = background.standardise(images[rows[part]], texts[entities[part]])
     return similarities
+
+
+def agreement(images: Floats, rows: Ints, entities: Ints, weights: Floats) -> Floats:
+    """How well N candidates (image `rows[n]`, entity `entities[n]`) fit the other images of their entity.
+
+    The cosine of the image with the mean of all other images that may show the entity, each weighted by how
+    likely its text names it; standardised as in `standardised_similarity`. Wrong labels are scattered over
+    the images of many entities and agree with few.
+
+    Args:
+        images: image embeddings `[I, D]`; a row of NaN for an image that could not be decoded.
+        rows: `[N]`.
+        entities: `[N]`, from 0.
+        weights: `[N]`, above 0.
+
+    Returns:
+        float32 `[N]`, NaN where the entity has no other image, and for undecodable images.
+    """
+    background = _Background.of(images)
+    usable = ~np.isnan(images[rows, 0])
+    weights = np.where(usable, weights, 0)
+    known = np.nan_to_num(images)
+    sums = np.zeros((int(entities.max(initial=-1)) + 1, images.shape[1]))
+    mates = np.bincount(entities[usable], minlength=len(sums)) - 1
+    for start in range(0, len(rows), _PART):
+        part = slice(start, start + _PART)
+        np.add.at(sums, entities[part], weights[part, None] * known[rows[part]])
+    fits = np.full(len(rows), np.nan, dtype=np.float32)
+    found = np.flatnonzero(usable & (mates[entities] > 0))
+    for start in range(0, len(found), _PART):
+        some = found[start : start + _PART]
+        others = sums[entities[some]] - weights[some, None] * known[rows[some]]
+        others /= np.linalg.norm(others, axis=1, keepdims=True).clip(min=1e-12)
+        fits[some] = background.standardise(known[rows[some]], others)
+    return fits
+
+
+class _Background(NamedTuple):
+    """Mean `[D]` and covariance `[D, D]` of the image embeddings: what any vector's cosines with them are."""
+
+    mean: NDArray[np.float64]
+    covariance: NDArray[np.float64]
+
+    @classmethod
+    def of(cls, images: Floats) -> _Background:
+        usable = images[~np.isnan(images).any(axis=1)].astype(np.float64)
+        mean = usable.mean(axis=0)
+        return cls(mean, (usable - mean).T @ (usable - mean) / len(usable))
+
+    def standardise(self, images: NDArray[Any], targets: NDArray[Any]) -> NDArray[np.float64]:
+        """Cosine of each of n images with its own target, standardised by those of all images."""
+        cosine = np.einsum("nd,nd->n", images, targets)
+        variance = np.einsum("nd,nd->n", targets @ self.covariance, targets)
+        deviation: NDArray[np.float64] = (cosine - targets @ self.mean) / np.sqrt(variance.clip(min=1e-12))
+        return deviation

@@ -24,8 +24,8 @@ from mofi_lightning.types import Batch, InputError
 class RunSummary(Callback):
     """Logs images/s and the share of time spent waiting for data; at the end, writes what the run did.
 
-    `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait and bad_rows. Times go
-    on over resumes and leave validation and checkpoints out; bad rows are those that this process replaced
+    `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait and bad_rows. Times
+    go on over resumes and leave validation and checkpoints out; bad rows are those that this process replaced
     because they could not be read, by source and kind.
     """
 

@@ -52,9 +52,18 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
 
 def latest_checkpoint(root: Path) -> Path | None:
-    """The checkpoint with the most steps under `root/checkpoints`; None if there is none."""
-    found = [(int(m[1]), p) for p in (root / "checkpoints").glob("*.ckpt") if (m := _STEP.search(p.name))]
+    """The complete checkpoint with the most steps under `root/checkpoints`; None if there is none."""
+    found = [
+        (int(match[1]), path)
+        for path in (root / "checkpoints").glob("*.ckpt")
+        if (match := _STEP.search(path.name)) and (path.is_file() or _is_complete(path))
+    ]
     return max(found)[1] if found else None
+
+
+def _is_complete(folder: Path) -> bool:
+    """Whether a sharded checkpoint was written to its end: rank 0 writes these files last, in this order."""
+    return all((folder / name).is_file() for name in (".metadata", "meta.pt"))
 
 
 def check_is_checkpoint(path: Path) -> None:
@@ -66,8 +75,10 @@ def check_is_checkpoint(path: Path) -> None:
     if not path.exists():
         raise InputError(f"checkpoint {str(path)!r} does not exist; give a .ckpt file or folder, or 'last'")
     if path.is_dir():
-        if not (path / ".metadata").is_file():
-            raise InputError(f"folder {str(path)!r} is no sharded checkpoint: it holds no .metadata file")
+        if not _is_complete(path):
+            raise InputError(
+                f"folder {str(path)!r} is no complete sharded checkpoint: it lacks .metadata or meta.pt"
+            )
         return
     if not zipfile.is_zipfile(path):
         raise InputError(
