@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from mofi_emoji.catalogue import MISNAMED
 from mofi_emoji.packages import STYLE_VERSIONS, style_package
 
 # the styles whose packages know no code points: their drawings are found by name
@@ -43,7 +44,8 @@ def write_packages(modules: Path) -> None:
     for style, version in STYLE_VERSIONS.items():
         package = modules / style_package(style)
         drawn = [c for c in GROUP_OF if c != RARE or style in ("noto", "noto-v1", "twemoji")]
-        slugs = {code: name_of(code).replace(" ", "-") for code in drawn}
+        misnamed = {name: slug for slug, name in MISNAMED.get(style, {}).items()}
+        slugs = {c: misnamed.get(name_of(c), name_of(c).replace(" ", "-")) for c in drawn}
         icons = {slug: {"body": svg_body(code, style)} for code, slug in slugs.items()}
         chars = {} if style in NAMED_STYLES else {f"{code:x}": slug for code, slug in slugs.items()}
         write_json(package / "icons.json", {"icons": icons, "width": 64, "height": 64})

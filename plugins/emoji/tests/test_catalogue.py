@@ -108,3 +108,11 @@ def test_a_missing_or_damaged_file_is_named_with_the_way_out(modules, content):
         path.write_text(content)
     with pytest.raises(InputError, match=r"icons\.json is missing or damaged; remove the cache"):
         read_catalogue(modules, ("noto",))
+
+
+def test_an_icon_whose_name_means_another_emoji_is_found_by_the_right_one(modules):
+    icons = {"cat": {"body": '<circle r="1"/>'}, "catside": {"body": '<circle r="2"/>'}}
+    (modules / "@iconify-json/fxemoji/icons.json").write_text(json.dumps({"icons": icons}))
+    drawings = {emoji.name: emoji.drawings for emoji in read_catalogue(modules, ["noto", "fxemoji"])}
+    assert icons["catside"]["body"] in drawings["cat"]["fxemoji"]
+    assert sum("fxemoji" in drawn for drawn in drawings.values()) == 1

@@ -16,6 +16,33 @@ from mofi_lightning.types import InputError
 
 # groups of emojibase that are no entities: skin tones and hair, flags
 _DROPPED_GROUPS = {"components", "flags"}
+# icons whose name means another emoji, by style: the name that they should have, None for damaged ones
+MISNAMED: dict[str, dict[str, str | None]] = {
+    "fxemoji": {
+        "bow": "ribbon",
+        "bowing": "person bowing",
+        "cat": "cat face",
+        "catside": "cat",
+        "dog": "dog face",
+        "dogside": "dog",
+        "down": "backhand index pointing down",
+        "keyboard": "musical keyboard",
+        "wiredkeyboard": "keyboard",
+        "kiss": "face blowing a kiss",
+        "mouse": "mouse face",
+        "mouseside": "mouse",
+        "pig": "pig face",
+        "pigside": "pig",
+        "pout": "person pouting",
+        "pouting": "enraged face",
+        "sunglasses": "smiling face with sunglasses",
+        "tiger": "tiger face",
+        "tigerside": "tiger",
+        "tramcar": None,
+        "wave": "water wave",
+        "waving": "waving hand",
+    }
+}
 _SHORTCODES = ("cldr", "emojibase", "github", "iamcal", "joypixels")
 
 
@@ -58,7 +85,7 @@ def read_catalogue(modules: Path, styles: Sequence[str]) -> list[Emoji]:
         tags = tuple(tag for tag in record.get("tags", []) if tag != record["label"])
         emoji[_code(record["hexcode"])] = Emoji(f"U+{record['hexcode']}", record["label"], tags, group)
 
-    icon_sets = {style: _IconSet(modules / style_package(style)) for style in styles}
+    icon_sets = {style: _IconSet(modules / style_package(style), MISNAMED.get(style, {})) for style in styles}
     index = _name_index(names, emoji, icon_sets.values())
     for style, icons in icon_sets.items():
         for code, slug in icons.slugs(index).items():
@@ -70,7 +97,8 @@ def read_catalogue(modules: Path, styles: Sequence[str]) -> list[Emoji]:
 class _IconSet:
     """An icon set in Iconify's JSON format: bodies of SVG documents by slug, aliases, code points."""
 
-    def __init__(self, package: Path) -> None:
+    def __init__(self, package: Path, misnamed: dict[str, str | None]) -> None:
+        self.misnamed = misnamed
         data = _read(package / "icons.json")
         self.width, self.height = data.get("width", 16), data.get("height", 16)  # Iconify's defaults
         self.icons: dict[str, dict[str, Any]] = data["icons"]
@@ -87,8 +115,8 @@ class _IconSet:
             return self.chars
         best: dict[str, tuple[_Match, str]] = {}
         for slug in self.icons:
-            for name in (slug, *self.aliases[slug]):
-                if match := index.get(_squash(name)):
+            for name in (self.misnamed.get(slug, slug), *self.aliases[slug]):
+                if name and (match := index.get(_squash(name))):
                     # of two icons that claim one code point, the one with the more trusted name has it
                     if match.code not in best or match < best[match.code][0]:
                         best[match.code] = (match, slug)
