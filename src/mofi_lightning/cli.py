@@ -58,11 +58,20 @@ def main(args: Sequence[str] | None = None) -> None:
     except argparse.ArgumentError as error:
         verb = " ".join(word for word in words[:2] if not word.startswith("-"))
         _fail(f"{one_line(str(error))} (`mofi {verb} --help` lists the options)")
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return
+        _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
         print("mofi: interrupted", file=sys.stderr)
         sys.exit(130)
+    except Exception as error:
+        # what libraries say of settings; anything else is a bug and keeps its traceback
+        module, name = type(error).__module__, type(error).__name__
+        if module.startswith("omegaconf.") or name == "MisconfigurationException":
+            _fail(str(error))
+        raise
 
 
 def _dispatch(words: list[str]) -> None:

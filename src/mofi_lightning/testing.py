@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.tokenizer import Tokenizer
-from mofi_lightning.types import Batch, InputError
+from mofi_lightning.types import Batch, InputError, Tokens
 
 _SYLLABLES = ("ba", "do", "fi", "ku", "la", "mo", "ne", "pi", "ru", "ta")
 
@@ -29,18 +29,30 @@ def synthetic_vocabulary(num_entities: int) -> EntityVocabulary:
     )
 
 
-class _SyntheticBatches(Dataset[Batch]):
-    """Batch `step` is a function of (seed, step); a rank takes its slice of the rows."""
+class _SyntheticLoader:
+    """Batch `step` is a function of (seed, step); a rank takes its slice of the rows; resumed at any step."""
 
-    def __init__(self, data: SyntheticDataModule, steps: int) -> None:
+    def __init__(self, data: SyntheticDataModule, steps: range) -> None:
         self.data = data
         self.steps = steps
+        self.done = 0
 
     def __len__(self) -> int:
-        return self.steps
+        return len(self.steps)
 
-    def __getitem__(self, step: int) -> Batch:
-        batch = self.data.global_batch(step)
+    def __iter__(self) -> Iterator[Batch]:
+        for step in self.steps[self.done :]:
+            self.done += 1
+            yield self._mine(self.data.global_batch(step))
+        self.done = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return {"done": self.done}
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.done = state_dict["done"]
+
+    def _mine(self, batch: Batch) -> Batch:
         rows = self.data.rows // world_size()
         mine = slice(rank() * rows, (rank() + 1) * rows)
         local: Batch = {
@@ -49,7 +61,7 @@ class _SyntheticBatches(Dataset[Batch]):
             "key": batch["key"][mine],
         }
         if "text" in batch:
-            local["text"] = type(batch["text"])(*(part[mine] for part in batch["text"]))
+            local["text"] = Tokens(*(part[mine] for part in batch["text"]))
         return local
 
 
@@ -112,10 +124,8 @@ class SyntheticDataModule(LightningDataModule):
 
     def train_dataloader(self) -> Any:
         """`trainer.max_steps` batches."""
-        steps = self.trainer.max_steps if self.trainer is not None else 1
-        return DataLoader(_SyntheticBatches(self, max(1, steps)), batch_size=None)
+        return _SyntheticLoader(self, range(max(1, self.trainer.max_steps if self.trainer else 1)))
 
     def val_dataloader(self) -> Any:
         """Two batches that training never sees."""
-        held_out = _SyntheticBatches(self, 2**30)
-        return DataLoader(held_out, batch_size=None, sampler=range(2**30 - 2, 2**30))
+        return _SyntheticLoader(self, range(2**30 - 2, 2**30))

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Trainer, seed_everything
 from torch.distributed.tensor import DTensor
 
 from mofi_lightning.distributed import world_size
@@ -15,7 +15,13 @@ from mofi_lightning.encoders.dual_encoder import DualEncoderConfig
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
-from mofi_lightning.training import Optimization, PretrainingModule, ShardedStrategy, StepCheckpoint
+from mofi_lightning.training import (
+    Optimization,
+    PretrainingModule,
+    RetrievalValidation,
+    ShardedStrategy,
+    StepCheckpoint,
+)
 
 ENCODER = DualEncoderConfig(image="mofi/tiny", embed_dim=16, text=TextConfig(32, 1, 2, 32))
 
@@ -69,7 +75,7 @@ def train_mofi(
         steps: length of the schedule.
         replicate: copies of the parameters.
         checkpoint: resumed from.
-        stop: write a checkpoint after that many steps and end.
+        stop: checkpoint after that many steps and end.
     """
     torch.set_default_dtype(dtype)
     try:
@@ -81,7 +87,6 @@ def train_mofi(
             gradient_clip_val=0.5,
             callbacks=[StepCheckpoint(stop)] if stop else None,
             enable_checkpointing=bool(stop),
-            limit_train_batches=stop or None,
         )
         losses: list[float] = []
         original = model.training_step
@@ -89,10 +94,11 @@ def train_mofi(
         def record(batch: Any, batch_idx: int) -> torch.Tensor:
             loss = original(batch, batch_idx)
             losses.append(loss.item())
+            run.should_stop = run.global_step + 1 == stop
             return loss
 
         model.training_step = record  # type: ignore[method-assign]
-        torch.manual_seed(3)
+        seed_everything(3, verbose=False)
         run.fit(
             model,
             datamodule=SyntheticDataModule(rows=24, num_entities=101),
@@ -103,3 +109,29 @@ def train_mofi(
         return {"losses": losses, "state": state, "global_step": run.global_step}
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+def validate_mofi(root: str, data: str) -> dict[str, float]:
+    """What one validation of a fresh model logs."""
+    seed_everything(3, verbose=False)
+    callback = RetrievalValidation(Path(data))
+    run = trainer(Path(root), 1, callbacks=[callback])
+    run.validate(module(), datamodule=SyntheticDataModule(rows=24, num_entities=101), verbose=False)
+    return {name: float(value) for name, value in run.logged_metrics.items()}
+
+
+def train_bf16(root: str) -> list[float]:
+    """Losses of five steps with bf16 encoders."""
+    seed_everything(3, verbose=False)
+    model, losses = module(), []
+    original = model.training_step
+
+    def record(batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = original(batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    model.training_step = record  # type: ignore[method-assign]
+    run = trainer(Path(root), 5, precision="bf16-mixed")
+    run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101))
+    return losses

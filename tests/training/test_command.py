@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
+import shutil
 from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests.test_cli import complaint
 
-from mofi_lightning import cli, load
+from mofi_lightning import Batch, Embeddings, InputError, Objective, ObjectiveOutput, ObjectiveSpec, cli, load
 from mofi_lightning.data.build import build_dataset
+from mofi_lightning.data.datamodule import DataSource, I2EDataModule
+from mofi_lightning.training import PretrainingModule, ShardedStrategy
+from mofi_lightning.training.command import build
 
 SYNTHETIC = ["--config", "configs/fit/synthetic.yaml", "--trainer.accelerator", "cpu"]
 
@@ -61,7 +69,7 @@ def test_wrong_options_end_with_one_line(capsys, tmp_path):
     assert "no preset 'tinyy'" in complaint(capsys, *fit(tmp_path, "--model.encoder.image", "mofi/tinyy"))
     assert "nope.yaml" in complaint(capsys, "fit", "--config", "nope.yaml")
     ddp = complaint(capsys, *fit(tmp_path, "--trainer.strategy", "ddp", "--trainer.devices", "2"))
-    assert "DDPStrategy" in ddp and "ShardedStrategy" in ddp
+    assert "'ddp'" in ddp and "--trainer.strategy.replicate" in ddp
 
 
 def test_missing_and_empty_data_end_with_one_line(capsys, tmp_path):
@@ -81,7 +89,23 @@ def test_what_is_no_checkpoint_ends_with_one_line(capsys, tmp_path):
     garbage.write_bytes(b"not a checkpoint")
     assert "garbage.ckpt" in complaint(capsys, *fit(tmp_path, "--ckpt_path", str(garbage)))
     assert "does not exist" in complaint(capsys, *fit(tmp_path, "--ckpt_path", str(tmp_path / "no.ckpt")))
+    malicious = tmp_path / "malicious.ckpt"
+    malicious.mkdir()
+    (malicious / ".metadata").write_bytes(pickle.dumps(Touch(tmp_path / "ran")))
+    torch.save({"dual_encoder": {"config": {}}}, malicious / "meta.pt")
+    assert "safely" in complaint(capsys, *fit(tmp_path, "--ckpt_path", str(malicious)))
+    assert not (tmp_path / "ran").exists()
     assert ".metadata" in complaint(capsys, *fit(tmp_path, "--ckpt_path", str(tmp_path)))
+
+
+class Touch:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
 
 
 def test_settings_that_would_train_something_wrong_are_refused(capsys, tmp_path):
@@ -93,15 +117,82 @@ def test_settings_that_would_train_something_wrong_are_refused(capsys, tmp_path)
     assert "'text'" in missing and "model.encoder.text" in missing
 
 
-def test_an_objective_whose_field_no_source_carries_is_refused(capsys, tmp_path, emoji_slice):
+def test_a_finished_run_without_its_model_exports_it_when_it_is_resumed(tmp_path):
+    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
+    words = fit(tmp_path, "--trainer.max_steps", "4", "--trainer.callbacks", checkpointing)
+    cli.main(words)
+    weights = (tmp_path / "model" / "model.safetensors").read_bytes()
+    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=00000004.ckpt"]
+    shutil.rmtree(tmp_path / "model")
+    cli.main([*words, "--ckpt_path", "last"])
+    assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
+
+
+def test_a_run_does_not_start_anew_among_the_checkpoints_of_another(tmp_path, capsys):
+    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
+    words = fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks", checkpointing)
+    cli.main(words)
+    capsys.readouterr()
+    line = complaint(capsys, *words)
+    assert "step=00000002.ckpt" in line and "--ckpt_path last" in line
+
+
+def test_a_checkpoint_of_one_process_is_not_resumed_by_two(tmp_path, capsys):
+    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
+    words = fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks", checkpointing)
+    cli.main(words)
+    capsys.readouterr()
+    assert "one process" in complaint(capsys, *words, "--ckpt_path", "last", "--trainer.devices", "2")
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["--trainer.strategy.replicate", "2"],
+        ["--trainer.strategy", "ShardedStrategy", "--trainer.strategy.replicate", "2"],
+        ["--trainer.strategy", "ShardedStrategy"],
+        ["--trainer.strategy", "auto"],
+        [],
+    ],
+)
+def test_the_sharded_strategy_can_be_set(tmp_path, words):
+    full = [*SYNTHETIC, "--trainer.devices", "2", "--trainer.default_root_dir", str(tmp_path), *words]
+    trainer = build(full, run=False).trainer
+    strategy = trainer.strategy
+    assert trainer.num_devices == 2
+    assert isinstance(strategy, ShardedStrategy)
+    assert strategy.replicate == (2 if "2" in words else 1)
+    single = build([*full, "--trainer.devices", "1"], run=False).trainer.strategy
+    assert isinstance(single, SingleDeviceStrategy)
+
+
+def test_what_libraries_say_of_settings_is_one_line_too(tmp_path, capsys, monkeypatch):
+    monkeypatch.delenv("PAIRS", raising=False)
+    assert "PAIRS" in complaint(capsys, "fit", "--config", "configs/quickstart/common.yaml")
+    if not torch.cuda.is_available():
+        assert "gpu" in complaint(capsys, *fit(tmp_path, "--trainer.accelerator", "gpu"))
+
+
+class NeedsEntities(Objective):
+    """Asks for a field in its contract only."""
+
+    requires = frozenset({"entity"})
+
+    def __init__(self, spec: ObjectiveSpec) -> None:
+        super().__init__()
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
+        return ObjectiveOutput(embeddings.image.sum(), {})
+
+
+def test_an_objective_whose_field_no_source_carries_is_refused(tmp_path, emoji_slice):
     build_dataset(emoji_slice / "train.parquet", tmp_path / "pairs")
-    sources = f"{{photos: {{path: {tmp_path}/pairs, rows: 8}}}}"
-    line = complaint(
-        capsys,
-        *("fit", "--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")),
-        *("--model.objective", "EntitySoftmax", "--data", "I2EDataModule", "--data.sources", sources),
-    )
-    assert "EntitySoftmax" in line and ("photos: image, text" in line or "entities" in line)
+    data = I2EDataModule({"photos": DataSource(str(tmp_path / "pairs"), 8)})
+    trainer = Trainer(accelerator="cpu", max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False)
+    with pytest.raises(
+        InputError, match=r"'NeedsEntities' needs 'entity', which no source carries \(photos: image, text\)"
+    ):
+        trainer.fit(PretrainingModule(objective=NeedsEntities), datamodule=data)
 
 
 def test_corrupt_images_are_replaced_counted_and_reported(tmp_path, capsys, emoji_slice):

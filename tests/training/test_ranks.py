@@ -2,7 +2,10 @@
 
 import pytest
 import torch
-from tests.training.runs import train_mofi
+from tests.training.runs import train_bf16, train_mofi, validate_mofi
+
+from mofi_lightning.encoders import checkpoint
+from mofi_lightning.training.checkpointing import latest_checkpoint
 
 
 def test_five_steps_of_mofi_on_two_ranks_equal_one_rank(pool, tmp_path):
@@ -32,3 +35,36 @@ def test_five_steps_move_every_parameter_and_the_table(pool, tmp_path):
     (five,) = pool(1, train_mofi, str(tmp_path / "b"), torch.float64, 5)
     still = [name for name, value in five["state"].items() if torch.equal(value, none["state"][name])]
     assert {name.rpartition(".")[2] for name in still} <= {"mean", "std", "position_ids"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_resumed_from_its_checkpoint_ends_as_the_undisturbed_one(pool, tmp_path, ranks):
+    undisturbed = pool(ranks, train_mofi, str(tmp_path / "whole"), torch.float64, 6)
+    first = pool(ranks, train_mofi, str(tmp_path / "cut"), torch.float64, 6, 1, None, 3)
+    assert [len(result["losses"]) for result in first] == [3] * ranks
+    newest = latest_checkpoint(tmp_path / "cut")
+    assert newest is not None and newest.name == "step=00000003.ckpt" and newest.is_dir() == (ranks > 1)
+    checkpoint.check(newest)
+    rest = pool(ranks, train_mofi, str(tmp_path / "cut"), torch.float64, 6, 1, str(newest))
+    for whole, cut, resumed in zip(undisturbed, first, rest, strict=True):
+        assert cut["losses"] + resumed["losses"] == whole["losses"]
+        assert whole["state"].keys() == resumed["state"].keys()
+        for name, value in whole["state"].items():
+            assert torch.equal(value, resumed["state"][name]), name
+
+
+def test_ranks_without_labels_validate_with_the_others(pool, tmp_path, emoji_slice):
+    # the last quarter of a synthetic batch has no labels: one of four ranks has none
+    four = pool(4, validate_mofi, str(tmp_path), str(emoji_slice / "validation.parquet"))
+    (one,) = pool(1, validate_mofi, str(tmp_path / "one"), str(emoji_slice / "validation.parquet"))
+    for metrics in four:
+        assert metrics.keys() == one.keys() >= {"val/loss", "val/map", "val/contrastive/loss"}
+        for name in ("val/loss", "val/map", "val/contrastive/loss"):
+            assert metrics[name] == pytest.approx(one[name], abs=1e-5), name
+
+
+def test_bf16_on_two_ranks_starts_where_one_rank_does_within_its_rounding(pool, tmp_path):
+    (one,) = pool(1, train_bf16, str(tmp_path / "one"))
+    two = torch.tensor(pool(2, train_bf16, str(tmp_path / "two"))).mean(0)
+    assert two[0].item() == pytest.approx(one[0], rel=0.005)
+    assert two.isfinite().all() and len(two) == len(one) == 5

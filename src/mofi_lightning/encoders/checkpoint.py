@@ -6,6 +6,7 @@ unpickled except through torch's weights-only loader and, for a sharded checkpoi
 
 from __future__ import annotations
 
+import io
 import json
 import pickle
 import warnings
@@ -18,7 +19,12 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.metadata import Metadata, StorageMeta, TensorStorageMetadata
+from torch.distributed.checkpoint.metadata import (
+    BytesStorageMetadata,
+    Metadata,
+    StorageMeta,
+    TensorStorageMetadata,
+)
 
 from mofi_lightning.encoders import tokenizer
 from mofi_lightning.types import InputError
@@ -50,11 +56,45 @@ def read(path: Path) -> StoredEncoder:
         raise InputError(f"model {str(path)!r} does not exist; give a saved folder or a checkpoint")
     if (path / CONFIG_FILE).is_file():
         return _read_folder(path)
-    if (path / _SHARDS_INDEX).is_file() and (path / _SHARDS_REST).is_file():
+    if is_complete(path):
         return _read_shards(path)
     raise InputError(
         f"folder {str(path)!r} holds no model: neither {CONFIG_FILE} nor the files of a sharded checkpoint"
     )
+
+
+def check(path: Path) -> None:
+    """Refuse what training cannot be resumed from, or what would run code when it is read.
+
+    Raises:
+        InputError: `path` is neither a checkpoint file nor a complete sharded checkpoint of `mofi fit`, or it
+            holds pickled objects beyond tensors and plain values.
+    """
+    if not path.exists():
+        raise InputError(f"checkpoint {str(path)!r} does not exist; give a .ckpt file or folder, or 'last'")
+    if path.is_file():
+        _described(_load_safely(path), {}, path)
+        return
+    if not is_complete(path):
+        raise InputError(
+            f"folder {str(path)!r} is no complete sharded checkpoint: "
+            f"it lacks {_SHARDS_INDEX} or {_SHARDS_REST}"
+        )
+    _described(_load_safely(path / _SHARDS_REST), {}, path)
+    try:
+        metadata = _SafeReader(path).read_metadata()
+        for index, stored in (metadata.storage_data or {}).items():
+            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
+                with open(path / stored.relative_path, "rb") as file:
+                    file.seek(stored.offset)
+                    torch.load(io.BytesIO(file.read(stored.length)), weights_only=True)
+    except Exception as error:  # garbage fails in many ways
+        raise InputError(f"sharded checkpoint {str(path)!r} cannot be read safely") from error
+
+
+def is_complete(folder: Path) -> bool:
+    """Whether a sharded checkpoint was written to its end: these two files come last, in this order."""
+    return all((folder / name).is_file() for name in (_SHARDS_INDEX, _SHARDS_REST))
 
 
 def _read_folder(path: Path) -> StoredEncoder:

@@ -172,7 +172,9 @@ class DualEncoder(nn.Module):
         )
         if self.tokenizer is not None:
             self.tokenizer.save(path)
-        config.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        partial = config.with_suffix(".partial")
+        partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        partial.replace(config)
 
     def _text(self, texts: Tokens | Sequence[str], tokens: bool = False) -> TowerOutput:
         if self.text is None or self.tokenizer is None:

@@ -18,6 +18,7 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.evaluation.datasets import open_evaluation_set
 from mofi_lightning.evaluation.retrieval import retrieval_average_precision
+from mofi_lightning.training.checkpointing import StepCheckpoint
 from mofi_lightning.types import Batch, InputError
 
 
@@ -35,6 +36,7 @@ class RunSummary(Callback):
         self.images = 0
         self._started = 0.0
         self._ended = 0.0
+        self._saved = 0.0
         self._window = (0.0, 0.0, 0)
 
     def state_dict(self) -> dict[str, Any]:
@@ -53,7 +55,11 @@ class RunSummary(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """The wait for the batch ends."""
+        """The wait for the batch ends; what was spent on a checkpoint meanwhile does not count."""
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        saving = sum(c.seconds for c in callbacks if isinstance(c, StepCheckpoint))
+        self._ended += saving - self._saved
+        self._saved = saving
         self._started = time.perf_counter()
 
     def on_train_batch_end(
@@ -77,7 +83,7 @@ class RunSummary(Callback):
         """Leave validation out."""
         self._ended = time.perf_counter()
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Write the summary."""
         bad_rows = dict(getattr(getattr(trainer, "datamodule", None), "bad_rows", {}))
         if trainer.is_global_zero and self.seconds > 0:
@@ -116,6 +122,13 @@ class RetrievalValidation(Callback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find a missing data set before training starts."""
         self._set = open_evaluation_set(self.data)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to wait for a validation that never comes."""
+        if not trainer.val_dataloaders:
+            raise InputError(
+                "RetrievalValidation works at every validation, and there is none; set data.validation"
+            )
 
     def on_validation_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Embed this rank's share of the images, gather, and log the mAP."""

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import os
 import re
-import zipfile
+import shutil
+import time
 from pathlib import Path
 from typing import Any
 
-import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from torch.distributed.tensor import DTensor
 
+from mofi_lightning.encoders.checkpoint import is_complete
 from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.types import InputError
 
@@ -21,10 +22,15 @@ _STEP = re.compile(r"step=(\d+)\.ckpt$")
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves to `<default_root_dir>/checkpoints/step=N.ckpt`, newest kept, older ones removed.
+    """Saves to `<default_root_dir>/checkpoints/step=N.ckpt`; the newest is kept, older ones are removed.
+
+    A run that starts at step 0 where an earlier run left checkpoints is refused: the two would be mixed up.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
+
+    Attributes:
+        seconds: spent saving, in this process.
     """
 
     def __init__(self, every_n_steps: int = 1000) -> None:
@@ -33,12 +39,48 @@ class StepCheckpoint(ModelCheckpoint):
             every_n_train_steps=every_n_steps,
             save_top_k=1,
             save_on_train_epoch_end=False,
+            enable_version_counter=False,
         )
+        self.seconds = 0.0
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the checkpoints into the run's folder."""
         self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
         super().setup(trainer, pl_module, stage)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Refuse to start anew among an earlier run's checkpoints."""
+        super().on_train_start(trainer, pl_module)
+        refuse_earlier_run(Path(trainer.default_root_dir), trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        """Save when it is time, then remove what the new checkpoint supersedes."""
+        started, before = time.perf_counter(), self.best_model_path
+        super().on_train_batch_end(trainer, *args)
+        if self.best_model_path != before:
+            if trainer.is_global_zero:
+                self._remove_superseded(Path(self.best_model_path))
+            self.seconds += time.perf_counter() - started
+
+    def _remove_superseded(self, newest: Path) -> None:
+        # Lightning itself leaves the checkpoint that the run was resumed from, and what a kill left behind
+        for path in newest.parent.glob("step=*.ckpt*"):
+            if path == newest or path.name > newest.name:
+                continue
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def refuse_earlier_run(root: Path, step: int) -> None:
+    """Raise InputError if a run that starts at `step` 0 would mix its checkpoints with another run's."""
+    earlier = latest_checkpoint(root) if step == 0 else None
+    if earlier is not None:
+        raise InputError(
+            f"{earlier} is of an earlier run; go on with it (--ckpt_path last), remove it, or choose another "
+            "trainer.default_root_dir"
+        )
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
@@ -56,44 +98,9 @@ def latest_checkpoint(root: Path) -> Path | None:
     found = [
         (int(match[1]), path)
         for path in (root / "checkpoints").glob("*.ckpt")
-        if (match := _STEP.search(path.name)) and (path.is_file() or _is_complete(path))
+        if (match := _STEP.search(path.name)) and (path.is_file() or is_complete(path))
     ]
     return max(found)[1] if found else None
-
-
-def _is_complete(folder: Path) -> bool:
-    """Whether a sharded checkpoint was written to its end: rank 0 writes these files last, in this order."""
-    return all((folder / name).is_file() for name in (".metadata", "meta.pt"))
-
-
-def check_is_checkpoint(path: Path) -> None:
-    """Refuse what cannot be resumed from before anything is built.
-
-    Raises:
-        InputError: `path` does not exist or is neither a checkpoint file nor a sharded checkpoint folder.
-    """
-    if not path.exists():
-        raise InputError(f"checkpoint {str(path)!r} does not exist; give a .ckpt file or folder, or 'last'")
-    if path.is_dir():
-        if not _is_complete(path):
-            raise InputError(
-                f"folder {str(path)!r} is no complete sharded checkpoint: it lacks .metadata or meta.pt"
-            )
-        return
-    if not zipfile.is_zipfile(path):
-        raise InputError(
-            f"{str(path)!r} is no checkpoint (not a file that torch.save wrote), or it is truncated"
-        )
-    try:
-        content = torch.load(path, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:
-        raise InputError(
-            f"{str(path)!r} is no checkpoint that can be read safely: {error}".split("\n")[0]
-        ) from error
-    if not isinstance(content, dict) or "state_dict" not in content or "dual_encoder" not in content:
-        raise InputError(
-            f"{str(path)!r} is no checkpoint of mofi_lightning: it lacks 'state_dict' or 'dual_encoder'"
-        )
 
 
 def export_model(model: DualEncoder, folder: Path, write: bool) -> None:

@@ -19,16 +19,17 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 # the first two so that short class names (I2EDataModule, MOFI, ...) resolve in YAML
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
+from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
 from mofi_lightning.training.callbacks import RunSummary
 from mofi_lightning.training.checkpointing import (
     AtomicCheckpointIO,
     StepCheckpoint,
-    check_is_checkpoint,
     latest_checkpoint,
 )
 from mofi_lightning.training.module import PretrainingModule
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
+from mofi_lightning.types import InputError
 
 # omegaconf+ resolves interpolations after the command line's overrides; plain omegaconf ignores these
 jsonargparse.set_parsing_settings(omegaconf_absolute_to_relative_paths=True)
@@ -58,7 +59,9 @@ class PretrainingCLI(LightningCLI):
             config.ckpt_path = str(newest) if newest else None
             print(f"resuming from {newest}" if newest else "no checkpoint yet: training starts at step 0")
         if config.get("ckpt_path"):
-            check_is_checkpoint(Path(config.ckpt_path))
+            checkpoint.check(Path(config.ckpt_path))
+        if config.get("weights_only") is None:
+            config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our strategy, checkpoints and loggers unless others were asked for."""
@@ -70,15 +73,21 @@ class PretrainingCLI(LightningCLI):
         )
         if config.get("logger") in (None, True):
             config["logger"] = _default_loggers(root)
+        if str(config.get("strategy")).rpartition(".")[2] == ShardedStrategy.__name__:
+            config["strategy"] = ShardedStrategy()  # the parser leaves a bare name as it is
+        require_sharded(config.get("strategy"))
         probe = _probe(config)
         processes = probe.num_devices * probe.num_nodes
         if isinstance(probe.accelerator, CPUAccelerator):
             _share_cores(probe.num_devices, getattr(self.datamodule, "num_workers", 0))
         if processes > 1 and config.get("strategy") in (None, "auto"):
             config["strategy"] = ShardedStrategy()
-        elif processes == 1:
+        if processes == 1:
+            config["strategy"] = "auto"
             plugins = config.get("plugins") or []
             config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
+        if self.subcommand is not None:
+            _check_processes(self.config[self.subcommand].get("ckpt_path"), processes)
         return self._instantiate_trainer(config, [])
 
 
@@ -88,7 +97,8 @@ def _root(trainer_config: Any) -> Path:
 
 def _quiet() -> None:
     """Keep Lightning's tips and the advice that does not apply to streams of known length off the screen."""
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").setLevel(logging.WARNING)
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+        logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
@@ -115,22 +125,23 @@ def _default_loggers(root: Path) -> list[Logger]:
 
 
 def _probe(config: dict[str, Any]) -> Trainer:
-    """A bare trainer that tells what devices there are: 'auto', a count, a list, torchrun's or SLURM's.
-
-    Raises:
-        InputError: a strategy other than ours with more than one process.
-    """
-    names = ("accelerator", "devices", "num_nodes", "strategy")
-    probe = Trainer(
+    """A bare trainer that tells what devices there are: 'auto', a count, a list, torchrun's or SLURM's."""
+    names = ("accelerator", "devices", "num_nodes")
+    return Trainer(
         **{name: config[name] for name in names if config.get(name) is not None},
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    if config.get("strategy") not in (None, "auto"):
-        require_sharded(probe.strategy, probe.num_devices * probe.num_nodes)
-    return probe
+
+
+def _check_processes(path: str | None, processes: int) -> None:
+    if path and Path(path).is_dir() != (processes > 1):
+        wrote = "several processes" if Path(path).is_dir() else "one process"
+        raise InputError(
+            f"checkpoint {path} was written by {wrote}, this run has {processes}; resume it as it was begun"
+        )
 
 
 def _share_cores(processes: int, workers: int) -> None:
@@ -152,6 +163,7 @@ def build(words: list[str], run: bool = True) -> PretrainingCLI:
             "check_val_every_n_epoch": None,
             "use_distributed_sampler": False,
             "enable_model_summary": False,
+            "strategy": {"class_path": "mofi_lightning.training.ShardedStrategy"},
         },
         save_config_kwargs={"overwrite": True},
         parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},

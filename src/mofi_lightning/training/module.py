@@ -13,6 +13,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.distributed import gather_labels
 from mofi_lightning.distributed.parallelize import parallelize
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.objectives import CLIP
@@ -52,7 +53,7 @@ class PretrainingModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise train something wrong without a word."""
-        require_sharded(self.trainer.strategy, self.trainer.world_size)
+        require_sharded(self.trainer.strategy)
         if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
             raise InputError(
                 f"trainer.precision {self.trainer.precision!r} is not supported (it would cast the entity "
@@ -100,13 +101,15 @@ class PretrainingModule(LightningModule):
 
     def _check_requirements(self) -> None:
         sources: Mapping[str, frozenset[str]] = self._data().fields
-        carried = frozenset().union(*sources.values())
+        carried = frozenset().union(*sources.values()) | {"image_tokens"}
         if self.model.text is None:
             carried -= {"text"}
-        for field in sorted(self.objective.requires - carried - {"image_tokens", "text_tokens"}):
+        elif "text" in carried:
+            carried |= {"text_tokens"}
+        for field in sorted(self.objective.requires - carried):
             listing = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in sources.items())
             way_out = f"which no source carries ({listing})"
-            if field == "text" and self.model.text is None:
+            if field.startswith("text") and self.model.text is None:
                 way_out = "but the model has no text tower; set model.encoder.text"
             raise InputError(f"objective {type(self.objective).__name__!r} needs {field!r}, {way_out}")
 
@@ -129,15 +132,21 @@ class PretrainingModule(LightningModule):
         return output.loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Loss of held-out rows; without their labels only the parts that need none mean anything."""
-        labelled = "entity" in batch and bool((batch["entity"] >= 0).any())
-        if "entity" in self.objective.requires and not labelled:
-            return
+        """Loss of held-out rows; where they have no labels, only of the parts that need none."""
         output = self(batch)
         values = {"loss": output.loss, **output.logs}
+        if "entity" in self.objective.requires and not self._any_labelled(batch):
+            parts = getattr(self.objective, "objectives", {})
+            free = {name for name, part in parts.items() if "entity" not in part.requires}
+            values = {name: value for name, value in values.items() if name.partition("/")[0] in free}
         self.log_dict(
             {f"val/{k}": v for k, v in values.items()}, sync_dist=True, batch_size=len(batch["image"])
         )
+
+    @staticmethod
+    def _any_labelled(batch: Batch) -> bool:
+        """Whether any rank's rows have a label: all ranks must take the same way."""
+        return "entity" in batch and bool((gather_labels(batch["entity"]) >= 0).any())
 
     def _log_means(self, stage: str, values: Mapping[str, Tensor], rows: int) -> None:
         """Log means over ranks: one collective, and only at the steps that reach the logger."""
@@ -198,7 +207,7 @@ class PretrainingModule(LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
             vocabulary.save(folder / "vocabulary.arrow")
 
-    def on_train_end(self) -> None:
+    def on_fit_end(self) -> None:
         """Write the model folder, unless training was interrupted."""
         if self.global_step >= self.trainer.max_steps:
             export_model(

@@ -78,19 +78,16 @@ class ShardedStrategy(ModelParallelStrategy):
         return {"num_replicas": self.world_size, "rank": self.global_rank}
 
 
-def require_sharded(strategy: Strategy, processes: int) -> None:
+def require_sharded(strategy: Strategy | str | None) -> None:
     """Refuse strategies under which the entity table would be wrong without a word.
 
     Raises:
-        InputError: more than one process and anything but `ShardedStrategy`.
+        InputError: anything but `ShardedStrategy`, or the strategy of a single process.
     """
-    if processes > 1 and not isinstance(strategy, ShardedStrategy):
+    if strategy not in (None, "auto") and not isinstance(strategy, ShardedStrategy | SingleDeviceStrategy):
+        name = strategy if isinstance(strategy, str) else type(strategy).__name__
         raise InputError(
-            f"strategy {type(strategy).__name__} with {processes} processes would train a wrong entity "
-            "table; leave trainer.strategy out (ShardedStrategy is used) or, for whole copies as under DDP, "
-            f"set --trainer.strategy=ShardedStrategy --trainer.strategy.replicate={processes}"
-        )
-    if processes == 1 and not isinstance(strategy, SingleDeviceStrategy | ShardedStrategy):
-        raise InputError(
-            f"strategy {type(strategy).__name__} is not supported; leave trainer.strategy out for one process"
+            f"trainer.strategy {name!r} would train a wrong entity table; leave it out (ShardedStrategy is "
+            "used) or, for whole copies of the parameters as under DDP, set --trainer.strategy.replicate to "
+            "the number of processes"
         )
