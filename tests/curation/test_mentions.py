@@ -1,8 +1,12 @@
+import sys
 from collections.abc import Sequence
 from random import Random
 
+import pytest
+
 from mofi_lightning.curation.knowledge_base import words
 from mofi_lightning.curation.mentions import STOP_WORDS, Gazetteer, Mention
+from mofi_lightning.types import InputError
 
 
 def brute_force(aliases: set[str], text: Sequence[str]) -> list[Mention]:
@@ -53,3 +57,9 @@ def test_a_stop_word_counts_only_within_a_longer_alias() -> None:
 
 def test_an_empty_gazetteer_finds_nothing() -> None:
     assert Gazetteer([]).find(["cat"]) == []
+
+
+def test_a_missing_trie_package_is_named_with_the_way_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "marisa_trie", None)
+    with pytest.raises(InputError, match=r"mofi-lightning\[curation\]"):
+        Gazetteer(["cat"])

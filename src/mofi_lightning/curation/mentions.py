@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+from mofi_lightning.types import InputError
+
 # English words that are aliases of something (blood type A, the letter I) but hardly ever mean it in a text
 STOP_WORDS = frozenset(
     {
@@ -56,7 +58,12 @@ class Gazetteer:
     """
 
     def __init__(self, aliases: Iterable[str]) -> None:
-        from marisa_trie import Trie
+        try:
+            from marisa_trie import Trie
+        except ImportError as error:
+            raise InputError(
+                "curation needs marisa-trie; pip install 'mofi-lightning[curation]' brings it"
+            ) from error
 
         kept = [alias for alias in aliases if alias not in STOP_WORDS]
         # the space behind every alias makes a prefix of the text a prefix of whole words
