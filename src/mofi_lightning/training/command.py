@@ -102,6 +102,8 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
     warnings.filterwarnings("ignore", ".*sync_dist=True.*")
+    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
+    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
     warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
 
