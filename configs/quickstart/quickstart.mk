@@ -33,22 +33,23 @@ $(QUICKSTART)/data/pairs/dataset.json: | $(PAIRS)/truth.parquet
 $(QUICKSTART)/data/validation/dataset.json: | $(PAIRS)/truth.parquet
 	mofi data build $(PAIRS)/validation.parquet $(@D)
 
+# (a data set of `mofi curate` is complete with its curation.json)
 # entities linked in the texts, before and after the check by the CLIP that saw nothing but the noisy pairs
-$(QUICKSTART)/data/i2e-unchecked/dataset.json: | $(PAIRS)/truth.parquet
+$(QUICKSTART)/data/i2e-unchecked/curation.json: | $(PAIRS)/truth.parquet
 	mofi curate $(PAIRS)/train.parquet $(@D) --min_images 2
 
-$(QUICKSTART)/data/i2e/dataset.json: | $(QUICKSTART)/clip-pairs/model/config.json
+$(QUICKSTART)/data/i2e/curation.json: | $(QUICKSTART)/clip-pairs/model/config.json
 	mofi curate $(PAIRS)/train.parquet $(@D) --config configs/curation/emoji.yaml --scorer $(QUICKSTART)/clip-pairs/model
 
 $(QUICKSTART)/vectors.parquet: | $(PAIRS)/truth.parquet
 	mofi vectors $(PAIRS)/knowledge_base.parquet $@
 
 $(QUICKSTART)/clip-pairs/model/config.json: | $(QUICKSTART)/data/pairs/dataset.json
-$(QUICKSTART)/clip-i2e/model/config.json: | $(QUICKSTART)/data/i2e/dataset.json
-$(QUICKSTART)/devise/model/config.json: | $(QUICKSTART)/data/i2e/dataset.json $(QUICKSTART)/vectors.parquet
-$(QUICKSTART)/entity-unchecked/model/config.json: | $(QUICKSTART)/data/i2e-unchecked/dataset.json
-$(QUICKSTART)/entity/model/config.json: | $(QUICKSTART)/data/i2e/dataset.json
-$(QUICKSTART)/mofi/model/config.json: | $(QUICKSTART)/data/i2e/dataset.json
+$(QUICKSTART)/clip-i2e/model/config.json: | $(QUICKSTART)/data/i2e/curation.json
+$(QUICKSTART)/devise/model/config.json: | $(QUICKSTART)/data/i2e/curation.json $(QUICKSTART)/vectors.parquet
+$(QUICKSTART)/entity-unchecked/model/config.json: | $(QUICKSTART)/data/i2e-unchecked/curation.json
+$(QUICKSTART)/entity/model/config.json: | $(QUICKSTART)/data/i2e/curation.json
+$(QUICKSTART)/mofi/model/config.json: | $(QUICKSTART)/data/i2e/curation.json
 $(MODELS): | $(QUICKSTART)/tokenizer.json $(QUICKSTART)/data/validation/dataset.json
 
 $(QUICKSTART)/%/model/config.json:

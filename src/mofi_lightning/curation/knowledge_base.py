@@ -64,7 +64,8 @@ class KnowledgeBase:
         """Read `path`, a parquet file with the columns id, name, aliases and description.
 
         Raises:
-            InputError: no such file, not parquet, a column missing, no entity, or an id that occurs twice.
+            InputError: no such file, not parquet or damaged, a column missing or of another type, no entity,
+                or an id that occurs twice.
         """
         stages.check_columns(path, "knowledge base", *_COLUMNS)
         rows = (row for batch in stages.read(path, *_COLUMNS) for row in zip(*batch, strict=True))

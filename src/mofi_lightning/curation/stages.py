@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from mofi_lightning.types import InputError
+from mofi_lightning.sources import tables
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -83,33 +83,18 @@ def write(
 
 
 def read(path: Path, *columns: str) -> Iterator[list[list[Any]]]:
-    """Batches of rows of the parquet file `path`, as lists in the order of `columns`."""
-    import pyarrow.parquet as pq
+    """Batches of rows of the parquet file `path`, as lists in the order of `columns`.
 
-    for batch in pq.ParquetFile(path).iter_batches(BATCH_ROWS, columns=list(columns)):
-        yield [batch.column(name).to_pylist() for name in columns]
+    Raises:
+        InputError: the file is damaged.
+    """
+    return tables.iterate(path, columns, BATCH_ROWS)
 
 
 def check_columns(path: Path, what: str, *columns: str) -> int:
-    """Number of rows of the parquet file `path`, called `what` in errors.
+    """Number of rows of the parquet file `path` of a pairs folder, called `what` in errors.
 
     Raises:
-        InputError: no such file, not parquet, no row, or one of `columns` missing.
+        InputError: no such file, not parquet, no row, or one of `columns` is missing or holds something else.
     """
-    import pyarrow
-    import pyarrow.parquet as pq
-
-    if not path.is_file():
-        raise InputError(f"no {what} at {path}; it is a parquet file as `mofi pairs` writes it")
-    try:
-        file = pq.ParquetFile(path)
-    except pyarrow.ArrowException as error:
-        raise InputError(
-            f"{what} {path} cannot be read as parquet: {' '.join(str(error).split())}"
-        ) from error
-    names = file.schema_arrow.names
-    if missing := [name for name in columns if name not in names]:
-        raise InputError(f"{what} {path} has no column {', '.join(missing)}; it has {', '.join(names)}")
-    if not file.metadata.num_rows:
-        raise InputError(f"{what} {path} has no rows")
-    return int(file.metadata.num_rows)
+    return int(tables.check_table(path, what, {name: tables.KINDS[name] for name in columns}).num_rows)

@@ -6,13 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from mofi_lightning.data.schema import Row
-from mofi_lightning.types import InputError
+from mofi_lightning.sources.tables import KINDS, check_table, iterate
 
-_COLUMNS = ["key", "image", "text"]
+_COLUMNS = ("key", "image", "text")
 _BATCH_ROWS = 256
 
 
@@ -23,26 +21,17 @@ class PairsReader:
         path: parquet file with the columns key, image (the encoded file) and text.
 
     Raises:
-        InputError: no such file, no parquet, a column is missing, or there are no rows.
+        InputError: no such file, no parquet, no rows, or a column is missing or holds something else; when
+            rows are read: the file is damaged there.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        if not self.path.is_file():
-            raise InputError(f"no pairs file at {self.path}")
-        try:
-            metadata = pq.read_metadata(self.path)
-        except pa.ArrowInvalid as error:
-            raise InputError(f"{self.path} is no parquet file: {error}") from error
-        missing = set(_COLUMNS) - set(metadata.schema.to_arrow_schema().names)
-        if missing:
-            raise InputError(f"pairs file {self.path} lacks the columns {', '.join(sorted(missing))}")
-        if not metadata.num_rows:
-            raise InputError(f"pairs file {self.path} is empty")
+        metadata = check_table(self.path, "pairs file", {name: KINDS[name] for name in _COLUMNS})
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
         self._ends = np.cumsum(sizes)
         self._group = -1
-        self._table: pa.Table | None = None
+        self._rows: list[Row] = []
 
     def __len__(self) -> int:
         return int(self._ends[-1])
@@ -50,14 +39,15 @@ class PairsReader:
     def __getitem__(self, index: int) -> Row:
         """Row `index`, without entities."""
         group = int(np.searchsorted(self._ends, index, side="right"))
-        if group != self._group or self._table is None:
-            self._table = pq.ParquetFile(self.path).read_row_group(group, columns=_COLUMNS)
+        if group != self._group:
+            self._rows = list(self._read(group))
             self._group = group
-        offset = index - (int(self._ends[group - 1]) if group else 0)
-        key, image, text = (self._table[column][offset].as_py() for column in _COLUMNS)
-        return Row(key, image or b"", text or "")
+        return self._rows[index - (int(self._ends[group - 1]) if group else 0)]
 
     def __iter__(self) -> Iterator[Row]:
-        for batch in pq.ParquetFile(self.path).iter_batches(_BATCH_ROWS, columns=_COLUMNS):
-            for pair in batch.to_pylist():
-                yield Row(pair["key"], pair["image"] or b"", pair["text"] or "")
+        return self._read()
+
+    def _read(self, group: int | None = None) -> Iterator[Row]:
+        for batch in iterate(self.path, _COLUMNS, _BATCH_ROWS, group):
+            for key, image, text in zip(*batch, strict=True):
+                yield Row(key, image or b"", text or "")
