@@ -64,7 +64,7 @@ def test_without_truth_there_are_counts_only(truth: Truth) -> None:
 def test_a_truth_without_its_columns_is_explained(tmp_path: Path) -> None:
     pq.write_table(pa.table({"key": ["a"]}), tmp_path / "truth.parquet")
 
-    with pytest.raises(InputError, match="has no column split, entity"):
+    with pytest.raises(InputError, match="has no column 'split', 'entity'"):
         Truth.load(tmp_path / "truth.parquet", tmp_path / "train.parquet", BASE)
 
 

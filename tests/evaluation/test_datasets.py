@@ -69,7 +69,7 @@ def test_pairs_without_truth_or_with_a_wrong_column_are_named(tmp_path, emoji_sl
     with pytest.raises(InputError, match=r"has no column 'image' \(it has key, photo\)"):
         open_evaluation_set(pairs)
     pairs.write_bytes(b"not parquet")
-    with pytest.raises(InputError, match=r"test.parquet cannot be read as parquet"):
+    with pytest.raises(InputError, match=r"test.parquet is no parquet file, or damaged"):
         open_evaluation_set(pairs)
 
 
@@ -86,3 +86,10 @@ def test_images_of_a_parquet_and_of_a_folder_come_with_their_keys(tmp_path, emoj
     with pytest.raises(InputError, match="holds no images"):
         (tmp_path / "empty").mkdir()
         next(iterate_images(tmp_path / "empty"))
+
+
+def test_files_that_no_decoder_reads_are_no_images(tmp_path):
+    _picture(tmp_path / "whale" / "1.png")
+    _picture(tmp_path / "whale" / "2.bmp")
+    assert [key for key, _ in iterate_images(tmp_path)] == ["whale/1.png"]
+    assert [*open_evaluation_set(tmp_path).keys] == ["whale/1.png"]

@@ -7,35 +7,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mofi_lightning.data.texts import entity_text
+from mofi_lightning.sources.folder import IMAGE_SUFFIXES
+from mofi_lightning.sources.tables import KINDS, Kind, check_table, iterate
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp"})
+_BATCH_ROWS = 256
 # GPR1200: category ids 0-199 are the first domain, 200-399 the second, ...
 GPR1200_DOMAINS = ("Landmarks", "iNaturalist", "Sketch", "INSTRE", "SOP", "Faces")
 GPR1200_PER_DOMAIN = 200
-
-
-class ParquetImages(Sequence[bytes]):
-    """The `image` column of a table as bytes, copied only when read; a missing image is empty."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._column = column
-
-    def __len__(self) -> int:
-        return len(self._column)
-
-    def __getitem__(self, row):  # type: ignore[no-untyped-def]  # overloads of Sequence add nothing here
-        if isinstance(row, slice):
-            return [image or b"" for image in self._column[row].to_pylist()]
-        return self._column[row].as_py() or b""
 
 
 class ImageFiles(Sequence[bytes]):
@@ -135,26 +120,31 @@ def from_pairs(path: Path) -> EvaluationSet:
         raise InputError(
             f"{truth} is missing: it says what the images show; `mofi pairs` writes it where the source knows"
         )
-    pairs = _read_table(path, "key", "image")
-    shown = _read_table(truth, "key", "split", "entity", "name", "description").to_pylist()
-    by_key = {row["key"]: row for row in shown if row["split"] == path.stem and row["entity"] is not None}
-    keys = pairs["key"].to_pylist()
-    rows = [row for row, key in enumerate(keys) if key in by_key]
-    if not rows:
+    by_key = {
+        key: (entity, name, description)
+        for key, shown_in, entity, name, description in _rows(
+            truth, "truth file", "key", "split", "entity", "name", "description"
+        )
+        if shown_in == path.stem and entity is not None
+    }
+    labelled = [
+        (key, image or b"") for key, image in _rows(path, "pairs file", "key", "image") if key in by_key
+    ]
+    if not labelled:
         raise InputError(f"{truth} says of no image of {path} what it shows; are both of the same run?")
-    labels = [by_key[keys[row]] for row in rows]
-    known = {label["entity"]: label for label in labels}
+    keys, images = zip(*labelled, strict=True)
+    known = {entity: (name, description) for entity, name, description in map(by_key.__getitem__, keys)}
     captions = [
         (text, entity)
-        for entity, label in known.items()
-        for text in dict.fromkeys((label["name"], entity_text(label["name"], label["description"])))
+        for entity, (name, description) in known.items()
+        for text in dict.fromkeys((name, entity_text(name, description)))
     ]
     return EvaluationSet(
         name=f"{path.parent.name}/{path.stem}",
-        keys=[keys[row] for row in rows],
-        images=ParquetImages(pairs["image"].take(rows)),
-        entities=[label["entity"] for label in labels],
-        names={entity: label["name"] for entity, label in known.items()},
+        keys=keys,
+        images=images,
+        entities=[by_key[key][0] for key in keys],
+        names={entity: name for entity, (name, _) in known.items()},
         captions=captions,
     )
 
@@ -200,9 +190,8 @@ def iterate_images(path: Path) -> Iterator[tuple[str, bytes]]:
             raise InputError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
         yield from ((str(file.relative_to(path)), file.read_bytes()) for file in files)
     elif path.suffix == ".parquet" and path.is_file():
-        for batch in _open_parquet(path, "key", "image").iter_batches(256, columns=["key", "image"]):
-            images = (image or b"" for image in batch["image"].to_pylist())
-            yield from zip(batch["key"].to_pylist(), images, strict=True)
+        for key, image in _rows(path, "pairs file", "key", "image"):
+            yield key, image or b""
     else:
         raise InputError(f"no images at {path}; give a parquet with the columns key and image, or a folder")
 
@@ -216,23 +205,8 @@ def _gpr1200_category(file: Path) -> int | None:
     return int(category) if "_" in file.name and category.isdecimal() else None
 
 
-def _read_table(path: Path, *columns: str) -> pa.Table:
-    return _open_parquet(path, *columns).read(columns=list(columns))
-
-
-def _open_parquet(path: Path, *columns: str) -> pq.ParquetFile:
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        file = pq.ParquetFile(path)
-    except pa.ArrowException as error:
-        raise InputError(f"{path} cannot be read as parquet: {' '.join(str(error).split())}") from error
-    present = file.schema_arrow.names
-    missing = [column for column in columns if column not in present]
-    if missing:
-        raise InputError(
-            f"{path} has no column {missing[0]!r} (it has {', '.join(present)}); "
-            "`mofi pairs` writes the right ones"
-        )
-    return file
+def _rows(path: Path, title: str, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """The checked rows of a file of a pairs folder; here keys need only match, so integers will do."""
+    check_table(path, title, {name: KINDS[name] for name in columns} | {"key": Kind.ANY_KEY})
+    for batch in iterate(path, columns, _BATCH_ROWS):
+        yield from zip(*batch, strict=True)

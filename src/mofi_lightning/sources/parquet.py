@@ -46,8 +46,32 @@ class ParquetSource(Source):
     def pairs(self, split: str) -> Iterator[Pair]:
         """The rows of `split`, in the order of the file."""
         path = self._files[split]
-        # without a key column the images stand in for it, so that a row has three values
-        columns = [self._key or self._image, self._image, self._text]
+        # without a column of keys, the images fill its place
+        columns = [self._image if self._key is None else self._key, self._image, self._text]
+        row = 0
+        for batch in iterate(path, columns, _BATCH_ROWS):
+            for key, image, text in zip(*batch, strict=True):
+                if self._key is None:
+                    key = f"{split}/{row}"
+                elif key is None:
+                    raise InputError(
+                        f"{path} has no key in row {row}; fill the column {self._key!r} or leave out --key"
+                    )
+                yield Pair(str(key), image or b"", text or "")
+                row += 1
+
+    def _check(self, path: Path) -> int:
+        """Number of rows of a file that has all columns."""
+        wanted = [("image", self._image, Kind.IMAGE), ("text", self._text, Kind.TEXT)]
+        if self._key is not None:
+            wanted.append(("key", self._key, Kind.ANY_KEY))
+        # one by one: a column may have two uses, and each must suit it
+        for option, column, kind in wanted:
+            way_out = f"name the right one with --{option}"
+            metadata = check_table(path, "file", {column: kind}, way_out)
+        return int(metadata.num_rows)
+
+
 def _find(path: Path) -> dict[str, Path]:
     """Split -> file."""
     if path.is_file():
@@ -58,7 +82,3 @@ def _find(path: Path) -> dict[str, Path]:
     if not files:
         raise InputError(f"{path} holds no *.parquet; give a folder with one parquet file a split")
     return {file.stem: file for file in files}
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())

@@ -99,9 +99,7 @@ def check_table(
     for name, kind in columns.items():
         found = schema.field(name).type
         if not kind.accepts(found):
-            raise InputError(
-                f"column {name!r} of {title} {path} is {found}, not {kind.value}; {way_out}"
-            )
+            raise InputError(f"column {name!r} of {title} {path} is {found}, not {kind.value}; {way_out}")
     if not metadata.num_rows:
         raise InputError(f"{title} {path} has no rows; remove it or write it anew")
     return metadata
