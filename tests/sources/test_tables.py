@@ -178,3 +178,12 @@ def test_damage_is_placed_in_the_file_when_one_row_group_is_read(pairs):
     assert sum(len(keys) for keys, _ in iterate(pairs, ["key", "image"], 25, row_group=1)) == 50
     with pytest.raises(InputError, match=f"cannot be read after row {before} "):
         list(iterate(pairs, ["key", "image"], 25, row_group=2))
+
+
+def test_a_row_without_a_key_is_named(tmp_path, emoji_slice):
+    rows = pq.read_table(emoji_slice / "train.parquet").to_pylist()
+    rows[3]["key"] = None
+    pairs = tmp_path / "pairs.parquet"
+    pq.write_table(pa.Table.from_pylist(rows), pairs)
+    with pytest.raises(InputError, match="row 3 has no key"):
+        build_dataset(pairs, tmp_path / "data")

@@ -120,7 +120,8 @@ def iterate(
         The values of each of `columns`, null as None.
 
     Raises:
-        InputError: the file is damaged at the rows it has come to, or holds text that is not UTF-8.
+        InputError: the file is damaged at the rows it has come to, holds text that is not UTF-8, or a row
+            has no key.
     """
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -132,6 +133,8 @@ def iterate(
             row = sum(file.metadata.row_group(group).num_rows for group in range(row_group or 0))
             for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[*dict.fromkeys(columns)]):
                 values = {name: batch.column(name).to_pylist() for name in batch.schema.names}
+                if None in values.get("key", ()):
+                    raise InputError(f"{path}: row {row + values['key'].index(None)} has no key; give it one")
                 yield [values[name] for name in columns]
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
