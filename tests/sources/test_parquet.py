@@ -104,7 +104,7 @@ def test_a_row_without_key_is_named(tmp_path):
         image=pa.array([b"", b""]),
         text=pa.array(["", ""]),
     )
-    with pytest.raises(InputError, match=r"a\.parquet has no key in row 1; .*--key"):
+    with pytest.raises(InputError, match=r"a\.parquet has no key in row 1; fill the column 'key'"):
         list(ParquetSource(path, key="key").pairs("train"))
 
 

@@ -185,5 +185,5 @@ def test_a_row_without_a_key_is_named(tmp_path, emoji_slice):
     rows[3]["key"] = None
     pairs = tmp_path / "pairs.parquet"
     pq.write_table(pa.Table.from_pylist(rows), pairs)
-    with pytest.raises(InputError, match="row 3 has no key"):
+    with pytest.raises(InputError, match="no key in row 3"):
         build_dataset(pairs, tmp_path / "data")

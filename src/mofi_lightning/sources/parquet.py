@@ -49,14 +49,10 @@ class ParquetSource(Source):
         # without a column of keys, the images fill its place
         columns = [self._image if self._key is None else self._key, self._image, self._text]
         row = 0
-        for batch in iterate(path, columns, _BATCH_ROWS):
+        for batch in iterate(path, columns, _BATCH_ROWS, key=self._key):
             for key, image, text in zip(*batch, strict=True):
                 if self._key is None:
                     key = f"{split}/{row}"
-                elif key is None:
-                    raise InputError(
-                        f"{path} has no key in row {row}; fill the column {self._key!r} or leave out --key"
-                    )
                 yield Pair(str(key), image or b"", text or "")
                 row += 1
 

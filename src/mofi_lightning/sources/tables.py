@@ -106,7 +106,11 @@ def check_table(
 
 
 def iterate(
-    path: Path, columns: Sequence[str], batch_rows: int, row_group: int | None = None
+    path: Path,
+    columns: Sequence[str],
+    batch_rows: int,
+    row_group: int | None = None,
+    key: str | None = "key",
 ) -> Iterator[list[list[Any]]]:
     """Batches of the rows of a parquet file, or of one of its row groups, in the order of the file.
 
@@ -115,6 +119,7 @@ def iterate(
         columns: of the file; a name may occur twice.
         batch_rows: the most rows a batch.
         row_group: the only row group to read.
+        key: the column, if it is read, in which no row may be null.
 
     Yields:
         The values of each of `columns`, null as None.
@@ -133,8 +138,9 @@ def iterate(
             row = sum(file.metadata.row_group(group).num_rows for group in range(row_group or 0))
             for batch in file.iter_batches(batch_rows, row_groups=groups, columns=[*dict.fromkeys(columns)]):
                 values = {name: batch.column(name).to_pylist() for name in batch.schema.names}
-                if None in values.get("key", ()):
-                    raise InputError(f"{path}: row {row + values['key'].index(None)} has no key; give it one")
+                if None in values.get(key or "", ()):
+                    missing = row + values[key or ""].index(None)
+                    raise InputError(f"{path} has no key in row {missing}; fill the column {key!r}")
                 yield [values[name] for name in columns]
                 row += batch.num_rows
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
