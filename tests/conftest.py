@@ -2,7 +2,6 @@
 
 import os
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 os.environ.update(HF_HUB_OFFLINE="1", DO_NOT_TRACK="1", RAY_USAGE_STATS_ENABLED="0", CUDA_VISIBLE_DEVICES="")
@@ -11,7 +10,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from tests.distributed.pool import GlooPool
+from mofi_lightning.testing import GlooPool, shared_processes
 
 SLICE = Path(__file__).parent / "data" / "emoji_slice"
 
@@ -23,8 +22,6 @@ def emoji_slice() -> Path:
 
 
 @pytest.fixture(scope="session")
-def pool() -> Iterator[GlooPool]:
+def pool() -> GlooPool:
     """Warm processes for tests of several ranks: `pool(2, function, *args)`."""
-    processes = GlooPool()
-    yield processes
-    processes.close()
+    return shared_processes()

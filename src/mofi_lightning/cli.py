@@ -45,6 +45,7 @@ VERBS = {
     "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
+    "new-plugin": Verb("mofi_lightning.plugin_template:new_plugin", "write a complete package of a new plugin"),
 }
 
 
@@ -52,6 +53,7 @@ def main(args: Sequence[str] | None = None) -> None:
     """Run `mofi`; bad input ends with one line on standard error and exit code 2."""
     words = list(sys.argv[1:] if args is None else args)
     try:
+        words = _import_modules(words)
         _dispatch(words)
     except InputError as error:
         _fail(str(error))
@@ -105,13 +107,38 @@ def _dispatch(words: list[str]) -> None:
         _run(name, function, words[length:])
 
 
+def _import_modules(words: list[str]) -> list[str]:
+    """Import what `--module` names, from the working directory too; the other words are returned."""
+    rest: list[str] = []
+    position = 0
+    while position < len(words):
+        option, equals, name = words[position].partition("=")
+        position += 1
+        if option != "--module":
+            rest.append(words[position - 1])
+            continue
+        if not equals:
+            name = words[position] if position < len(words) else ""
+            position += 1
+        if not all(part.isidentifier() for part in name.split(".")):
+            raise InputError(f"--module {name!r} is no module; give its dotted name, such as my_package.losses")
+        if "" not in sys.path and os.getcwd() not in sys.path:
+            sys.path.insert(0, os.getcwd())
+        try:
+            import_module(name)
+        except Exception as error:
+            raise InputError(f"--module {name} cannot be imported: {type(error).__name__}: {error}") from error
+    return rest
+
+
 def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
     width = max(map(len, verbs))
     lines = "\n".join(f"  {name:<{width}}  {VERBS[name].summary}" for name in verbs)
     return (
         "mofi: image representations from noisy entity-annotated images\n\n"
         f"usage: mofi VERB [options]\n\n{lines}\n\n"
-        "`mofi VERB --help` explains the verb's options; `mofi --version` prints the version."
+        "`mofi VERB --help` explains the verb's options; `mofi --version` prints the version.\n"
+        "`--module my_package.losses` first imports code that is not installed, with any verb."
     )
 
 

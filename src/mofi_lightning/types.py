@@ -97,11 +97,15 @@ class ObjectiveSpec:
         embed_dim: D, width of the shared embedding space.
         feature_dim: F, width of the image features before the projection.
         vocabulary: the entities of the data set; None where the data carries none.
+        text_feature_dim: F', width of the text tokens; None without a text encoder.
+        teacher_dim: E, width of the teacher's output; None without a teacher.
     """
 
     embed_dim: int
     feature_dim: int
     vocabulary: Vocabulary | None = None
+    text_feature_dim: int | None = None
+    teacher_dim: int | None = None
 
 
 class ObjectiveOutput(NamedTuple):

@@ -45,11 +45,12 @@ class StoredEncoder(NamedTuple):
 
 
 def read(path: Path) -> StoredEncoder:
-    """Read a saved folder, a checkpoint file or a sharded checkpoint folder, onto the CPU.
+    """Read a saved folder, a run's folder, a checkpoint file or a sharded checkpoint folder, onto the CPU.
 
     Raises:
-        InputError: nothing is there, or what is there is none of the three.
+        InputError: nothing is there, or what is there is none of these.
     """
+    path = model_path(path)
     if path.is_file():
         return _read_file(path)
     if not path.is_dir():
@@ -61,6 +62,12 @@ def read(path: Path) -> StoredEncoder:
     raise InputError(
         f"folder {str(path)!r} holds no model: neither {CONFIG_FILE} nor the files of a sharded checkpoint"
     )
+
+
+def model_path(path: Path) -> Path:
+    """The folder or file that holds the model: of a run's folder its `model`, else `path` itself."""
+    inside = path / "model"
+    return inside if (inside / CONFIG_FILE).is_file() else path
 
 
 def check(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""For authors of plugins: synthetic data that trains in seconds, as batches and as a datamodule."""
+"""Synthetic data that trains in seconds, as batches and as a datamodule."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
-"""Persistent gloo processes: a test on several ranks costs milliseconds instead of an import of torch."""
+"""Warm gloo processes: a test on several ranks costs milliseconds instead of an import of torch."""
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import multiprocessing
 import os
@@ -13,20 +14,25 @@ import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
+from functools import cache
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
-from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
+import cloudpickle
+
 
 
 class GlooPool:
     """`pool(world, fn, *args)` runs `fn(*args)` on `world` ranks; results in order of rank.
 
-    `fn` is a top-level function of an importable module (`tests.objectives.test_mofi.step`); arguments and
-    results are pickled. Each call has a process group of its own, joined through a file. If ranks fail, the
-    call raises with their tracebacks, and the processes, perhaps stuck in a collective, are replaced.
+    Functions and arguments may be lambdas or of a module that only the caller can import: what the processes
+    cannot import travels by value. Each call has a process group of its own, joined through a file. If ranks
+    fail, the call raises with their tracebacks, and the processes, perhaps stuck in a collective, are
+    replaced.
+
+    Args:
+        timeout: seconds a call may take.
     """
 
     def __init__(self, timeout: float = 120.0) -> None:
@@ -39,7 +45,8 @@ class GlooPool:
         connections = [connection for _, connection in self._workers[:world]]
         with tempfile.TemporaryDirectory() as folder:
             for rank, connection in enumerate(connections):
-                connection.send_bytes(pickle.dumps((rank, world, f"{folder}/store", fn, args)))
+                job = (rank, world, f"{folder}/store", fn, args)
+                connection.send_bytes(pickle.dumps((sys.path, cloudpickle.dumps(job))))
             return self._collect(connections)
 
     def close(self) -> None:
@@ -80,6 +87,14 @@ class GlooPool:
         return [results[rank] for rank in range(len(connections))]
 
 
+@cache
+def shared_processes() -> GlooPool:
+    """The processes that all tests of this session share; they end with it."""
+    pool = GlooPool()
+    atexit.register(pool.close)
+    return pool
+
+
 def _start() -> tuple[BaseProcess, Connection]:
     context = multiprocessing.get_context("spawn")
     ours, theirs = context.Pipe()
@@ -92,7 +107,6 @@ def _start() -> tuple[BaseProcess, Connection]:
 def _work(connection: Connection) -> None:
     os.setsid()  # a group of its own, so that `close` also reaches what it starts
     os.environ.update(OMP_NUM_THREADS="1", GLOO_SOCKET_IFNAME="lo")
-    sys.path.insert(0, str(ROOT))
     import torch
 
     torch.set_num_threads(1)
@@ -102,7 +116,8 @@ def _work(connection: Connection) -> None:
         except EOFError:  # the tests ended without `close`
             return
         try:
-            answer = pickle.dumps(("", _run(job)))
+            sys.path[:], job = pickle.loads(job)  # the caller's, who may have added to it
+            answer = cloudpickle.dumps(("", _run(job)))
         except BaseException:
             answer = pickle.dumps((traceback.format_exc(), None))
         connection.send_bytes(answer)
