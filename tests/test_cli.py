@@ -72,8 +72,41 @@ def test_unknown_verbs_and_options_end_with_one_line(capsys, tmp_path):
     assert "output" in complaint(capsys, "data", "build", "a")
     missing = complaint(capsys, "data", "build", str(tmp_path / "no.parquet"), str(tmp_path / "out"))
     assert "no.parquet" in missing
-    assert "'emoj'" in complaint(capsys, "pairs", "emoj", "--output", "x")
     assert "keep" in complaint(capsys, "curate", "a", "b", "--keep", "much")
+    assert (
+        "'data bild' is no verb of mofi; `mofi --help` lists them (did you mean 'data build'?)"
+        in complaint(capsys, "data", "bild", "a", "b")
+    )
+
+
+def test_a_source_that_is_none_is_answered_with_the_sources(capsys):
+    line = complaint(capsys, "pairs", "folderr", "--output", "x")
+    assert "no source is called 'folderr' (did you mean 'folder'?)" in line
+    assert line.partition("there are ")[2].split(", ") == list(entry_points.load_all("source"))
+    assert "timm" not in line
+    assert "is no source but a backbone library" in complaint(capsys, "pairs", "timm", "--output", "x")
+
+
+def test_complaints_name_the_help_of_the_verb(capsys):
+    assert "(`mofi evaluate --help` lists" in complaint(capsys, "evaluate", "a.parquet", "out", "--nope", "1")
+    assert "(`mofi data build --help` lists" in complaint(capsys, "data", "build", "a")
+    assert "(`mofi pairs folder --help` lists" in complaint(capsys, "pairs", "folder", "--nope", "1")
+
+
+def test_options_are_not_abbreviated(capsys):
+    assert "unrecognized arguments: --vocab 9" in complaint(
+        capsys, "data", "tokenizer", "a", "b", "--vocab", "9"
+    )
+
+
+def test_backbones_lists_all_and_helps_a_pattern_that_matches_none(capsys):
+    cli.main(["backbones", "mofi/*"])
+    some = capsys.readouterr().out.splitlines()
+    cli.main(["backbones"])
+    assert set(some) < set(capsys.readouterr().out.splitlines())
+    assert "no backbone matches 'zzz*'; `mofi backbones` lists all" in complaint(capsys, "backbones", "zzz*")
+    assert "no backbone matches 'patch16'; '*patch16*' does" in complaint(capsys, "backbones", "patch16")
+    assert "(did you mean 'mofi/tiny'?)" in complaint(capsys, "backbones", "mofi/tinny")
 
 
 def test_a_message_of_many_lines_is_condensed():

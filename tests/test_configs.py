@@ -63,6 +63,12 @@ def test_training_configurations_build_trainer_model_objective_and_data(
         assert model.text is not None
 
 
+@pytest.mark.parametrize("config", FIT, ids=lambda path: path.stem)
+def test_training_configurations_validate_on_held_out_rows(config):
+    data = yaml.safe_load(config.read_text())["data"]
+    assert data["class_path"] != "I2EDataModule" or data["init_args"]["validation"] == "data/validation"
+
+
 @pytest.mark.parametrize("folder", VERBS)
 def test_configurations_of_verbs_are_valid(folder):
     for path in CONFIGS.glob(f"{folder}/*.yaml"):

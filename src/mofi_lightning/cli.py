@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from mofi_lightning.complaints import near, one_line
 from mofi_lightning.types import InputError
 
 
@@ -38,14 +39,16 @@ VERBS = {
     "data tokenizer": Verb("mofi_lightning.data.build:train_tokenizer", "train a tokenizer on the texts"),
     "data stats": Verb("mofi_lightning.data.inspection:stats", "count rows, entities, sizes and lengths"),
     "data verify": Verb("mofi_lightning.data.inspection:verify", "check every checksum, image and entity"),
-    "vectors": Verb("mofi_lightning.objectives.label_vectors:vectors", "embed entity names for DeViSE"),
+    "vectors": Verb("mofi_lightning.encoders.label_vectors:vectors", "embed entity names for DeViSE"),
     "fit": Verb("mofi_lightning.training.command:run", "pretrain an image encoder"),
     "validate": Verb("mofi_lightning.training.command:run", "run one validation of a checkpoint"),
     "evaluate": Verb("mofi_lightning.evaluation.command:evaluate", "measure and compare models"),
     "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
-    "new-plugin": Verb("mofi_lightning.plugin_template:new_plugin", "write a complete package of a new plugin"),
+    "new-plugin": Verb(
+        "mofi_lightning.plugin_template:new_plugin", "write a complete package of a new plugin"
+    ),
 }
 
 
@@ -58,8 +61,9 @@ def main(args: Sequence[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except argparse.ArgumentError as error:
-        verb = " ".join(word for word in words[:2] if not word.startswith("-"))
-        _fail(f"{one_line(str(error))} (`mofi {verb} --help` lists the options)")
+        name, _ = _verb(words)
+        source = f" {words[1]}" if name == "pairs" else ""
+        _fail(f"{one_line(str(error))} (`mofi {name}{source} --help` lists the options)")
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -85,26 +89,33 @@ def _dispatch(words: list[str]) -> None:
 
         print(f"mofi_lightning {__version__}")
         return
-    for length in (2, 1):
-        name = " ".join(words[:length])
-        if name in VERBS:
-            break
-    else:
-        group = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
-        if group and words[1:] in ([], ["-h"], ["--help"]):
-            print(_overview(group))
-            return
-        raise InputError(
-            f"{' '.join(words[:2])!r} is no verb of mofi; `mofi --help` lists them{_near(words[0])}"
-        )
+    group = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
+    if group and words[1:] in ([], ["-h"], ["--help"]):
+        print(_overview(group))
+        return
+    name, length = _verb(words)
+    if not name:
+        given = " ".join(words[:2]) if group else words[0]
+        raise InputError(f"{given!r} is no verb of mofi; `mofi --help` lists them{near(given, VERBS)}")
     module, _, attribute = VERBS[name].target.partition(":")
     function = getattr(import_module(module), attribute)
     if name in ("fit", "validate"):
         function(words)
     elif name == "pairs":
         _run_pairs(function, words[1:])
+    elif name == "backbones":
+        _run(name, function, words[1:] or ["*"])
     else:
         _run(name, function, words[length:])
+
+
+def _verb(words: list[str]) -> tuple[str, int]:
+    """The verb at the start of `words`, and how many of them it takes; '' and 0 for none."""
+    for length in (2, 1):
+        name = " ".join(words[:length])
+        if name in VERBS:
+            return name, length
+    return "", 0
 
 
 def _import_modules(words: list[str]) -> list[str]:
@@ -121,13 +132,17 @@ def _import_modules(words: list[str]) -> list[str]:
             name = words[position] if position < len(words) else ""
             position += 1
         if not all(part.isidentifier() for part in name.split(".")):
-            raise InputError(f"--module {name!r} is no module; give its dotted name, such as my_package.losses")
+            raise InputError(
+                f"--module {name!r} is no module; give its dotted name, such as my_package.losses"
+            )
         if "" not in sys.path and os.getcwd() not in sys.path:
             sys.path.insert(0, os.getcwd())
         try:
             import_module(name)
         except Exception as error:
-            raise InputError(f"--module {name} cannot be imported: {type(error).__name__}: {error}") from error
+            raise InputError(
+                f"--module {name} cannot be imported: {type(error).__name__}: {error}"
+            ) from error
     return rest
 
 
@@ -142,17 +157,12 @@ def _overview(verbs: Sequence[str] = tuple(VERBS)) -> str:
     )
 
 
-def _near(word: str) -> str:
-    import difflib
-
-    close = difflib.get_close_matches(word, list(VERBS), 1)
-    return f" (did you mean {close[0]!r}?)" if close else ""
-
-
 def _parser(name: str, description: str | None) -> Any:
     from jsonargparse import ArgumentParser
 
-    parser = ArgumentParser(prog=f"mofi {name}", description=description, exit_on_error=False)
+    parser = ArgumentParser(
+        prog=f"mofi {name}", description=description, exit_on_error=False, allow_abbrev=False
+    )
     parser.add_argument("--config", "-c", action="config", help="YAML file with the options below")
     return parser
 
@@ -175,6 +185,11 @@ def _run_pairs(write_pairs: Callable[..., None], words: list[str]) -> None:
             print(f"{text}\n\n`mofi pairs SOURCE --help` explains a source's options.")
             return
         raise InputError(f"mofi pairs needs the name of a source; there are {sources}")
+    if words[0] not in entry_points.names():
+        names = list(entry_points.load_all("source"))
+        raise InputError(
+            f"no source is called {words[0]!r}{near(words[0], names)}; there are {', '.join(names)}"
+        )
     source_class = entry_points.load_kind(words[0], "source")
     parser = _parser(f"pairs {words[0]}", _summary(source_class))
     parser.add_class_arguments(source_class, as_group=False)
@@ -215,25 +230,6 @@ def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     return options
 
 
-# the parser's complaints, most telling first; of several, the last is the innermost
-_COMPLAINTS = (
-    (r"Option '([^']+)' is not accepted", "option {!r} is not accepted"),
-    (r"Expected a dot import path string: (\S+)", "there is no class {!r}; is it misspelt or not installed?"),
-    (r"Expected an? <class '([^']+)'>\. Got value: ([^\n]+)", "expected {}, got {}"),
-    (r"Expected an? <class '([^']+)'>(?s:.*)Given value: ([^\n]+)", "expected {}, got {}"),
-)
-
-
-def one_line(message: str) -> str:
-    """Condense a parser's message of many lines into where it is, what is wrong and what was given."""
-    where = ".".join(re.findall(r'Parser key "([^"]+)"', message))
-    for pattern, wording in _COMPLAINTS:
-        if found := re.findall(pattern, message):
-            last = found[0] if isinstance(found[0], tuple) else (found[-1],)
-            return f"{where}: {wording.format(*last)}"
-    return " ".join(message.split())
-
-
 def _fail(message: str) -> typing.NoReturn:
     print(f"mofi: error: {' '.join(message.split())}", file=sys.stderr)
     sys.exit(2)
@@ -241,20 +237,15 @@ def _fail(message: str) -> typing.NoReturn:
 
 def plugins() -> None:
     """List the plugins that are installed: their kind, where they come from, and what is wrong with them."""
-    from rich.console import Console
-    from rich.table import Table
-
     from mofi_lightning import entry_points
 
-    found = entry_points.describe()
-    table = Table("name", "kind", "class", "package", "version", "state", box=None)
-    for plugin in found:
-        state = "broken" if plugin.error else "ok"
-        table.add_row(plugin.name, plugin.kind, plugin.target, plugin.package, plugin.version, state)
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
-    for plugin in found:
-        if plugin.error:
-            print(f"{plugin.name}: {plugin.error}")
+    rows = [("name", "kind", "class", "package", "version", "state", "error")]
+    for plugin in entry_points.describe():
+        origin = (plugin.target, plugin.package, plugin.version)
+        rows.append((plugin.name, plugin.kind, *origin, "broken" if plugin.error else "ok", plugin.error))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def backbones(pattern: str) -> None:
@@ -263,7 +254,8 @@ def backbones(pattern: str) -> None:
     Besides those listed, hf/ID takes any vision model of the Hugging Face hub or of a local folder.
 
     Args:
-        pattern: shell pattern over the names, with or without prefix: 'vit*', 'timm/*clip*'.
+        pattern: shell pattern over the names, with or without prefix: 'vit*', 'timm/*clip*'. Without one,
+            all are listed.
 
     Raises:
         InputError: nothing matches.
@@ -272,5 +264,7 @@ def backbones(pattern: str) -> None:
 
     names = backbone_names(pattern)
     if not names:
-        raise InputError(f"no backbone matches {pattern!r}; try '*{pattern.strip('*')}*'")
+        wider = f"*{pattern.strip('*')}*"
+        hint = f"; {wider!r} does" if backbone_names(wider) else f"{near(pattern, backbone_names())}"
+        raise InputError(f"no backbone matches {pattern!r}{hint}; `mofi backbones` lists all")
     print("\n".join(names))

@@ -1,4 +1,5 @@
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -203,6 +204,26 @@ def test_unusable_input_is_explained(pairs: Path, tmp_path: Path) -> None:
         curate(pairs, output, candidates=0)
     with pytest.raises(InputError, match=r"no label is left .*21 after 'best by score'"):
         curate(pairs, output, min_images=100)
+
+
+def test_a_run_is_a_scorer_and_only_its_model_counts(pairs: Path, tmp_path: Path, scorer: Path) -> None:
+    run, output = tmp_path / "run", tmp_path / "out"
+    shutil.copytree(scorer, run / "model")
+    curate(pairs, output, run, min_images=2)
+    scored = (output / "stages" / "scored.parquet").stat().st_mtime_ns
+    (run / "logs").mkdir()
+    (run / "logs" / "metrics.csv").write_text("step")
+    curate(pairs, output, run, min_images=2)
+    curate(pairs, output, run / "model", min_images=2)
+    assert (output / "stages" / "scored.parquet").stat().st_mtime_ns == scored
+
+
+def test_a_key_that_comes_twice_is_named_and_leaves_no_folder(pairs: Path, tmp_path: Path) -> None:
+    table = pq.read_table(pairs)
+    pq.write_table(pa.concat_tables([table, table.slice(3, 1)]), pairs)
+    with pytest.raises(InputError, match=r"key 'red/3' comes twice in pairs file .*train\.parquet"):
+        curate(pairs, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_of_something_else_is_not_overwritten(pairs: Path, tmp_path: Path) -> None:

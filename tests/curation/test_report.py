@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mofi_lightning.curation.knowledge_base import KnowledgeBase
-from mofi_lightning.curation.report import Report, Step, kinds_of_faults, measure
+from mofi_lightning.curation.report import Report, Step, measure
 from mofi_lightning.curation.selection import Candidates
 from mofi_lightning.curation.truth import Truth
 from mofi_lightning.sources.base import Entity
@@ -66,19 +66,6 @@ def test_a_truth_without_its_columns_is_explained(tmp_path: Path) -> None:
 
     with pytest.raises(InputError, match="has no column 'split', 'entity'"):
         Truth.load(tmp_path / "truth.parquet", tmp_path / "train.parquet", BASE)
-
-
-def test_faults_are_counted_by_kind() -> None:
-    reasons = [
-        "1,234 bytes that are no image",
-        "7 bytes that are no image",
-        "damaged PNG image of 6 x 7 pixels: why",
-    ]
-
-    assert kinds_of_faults(reasons) == {
-        "N bytes that are no image": 2,
-        "damaged PNG image of N x N pixels": 1,
-    }
 
 
 def test_a_saved_report_lists_the_steps(tmp_path: Path) -> None:

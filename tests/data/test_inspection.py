@@ -36,6 +36,20 @@ def test_every_flipped_byte_in_a_row_is_found(plain, rows, tmp_path):
         shutil.rmtree(dataset)
 
 
+def test_stats_and_verify_count_the_same_bad_rows(rows, tmp_path, capsys):
+    cut = rows[1]._replace(image=rows[1].image[: len(rows[1].image) // 2], entities=(), scores=())
+    plain = [row._replace(entities=(), scores=()) for row in rows[:6]]
+    write_dataset([*plain, cut, plain[2]], tmp_path / "d")  # cut: a key used twice and half an image
+    (chunk,) = (tmp_path / "d" / "shards").glob("*.bin")
+    data = bytearray(chunk.read_bytes())
+    data[data.index(rows[5].image) + 99] ^= 1
+    chunk.write_bytes(data)
+    with pytest.raises(InputError, match="3 of 8 rows are bad"):
+        verify(tmp_path / "d")
+    stats(tmp_path / "d")
+    assert "3 rows are bad (checksum: 1, image: 1, key used twice: 2)" in capsys.readouterr().out
+
+
 def test_images_class_ids_and_keys_are_checked(tmp_path, rows, vocabulary):
     bad_image = rows[1]._replace(key="bad image", image=b"none")
     last = rows[2]._replace(key="beyond", entities=(len(vocabulary) - 1,), scores=(1.0,))

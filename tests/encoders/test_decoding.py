@@ -8,7 +8,7 @@ import pytest
 import torch
 from PIL import Image, ImageOps
 
-from mofi_lightning.encoders.decoding import UndecodableImage, decode
+from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.types import InputError
 
 RNG = np.random.default_rng(0)
@@ -132,3 +132,12 @@ def test_max_pixels_counts_height_times_width():
     assert decode(FILES["jpeg"], max_pixels=3500).shape == (3, 50, 70)
     with pytest.raises(UndecodableImage, match="50 x 70"):
         decode(FILES["jpeg"], max_pixels=3499)
+
+
+def test_faults_are_counted_by_kind():
+    messages = []
+    for data in (b"none", b"", FILES["jpeg"][:-300], FILES["jpeg"][:-200], FILES["jpeg"][:-400]):
+        with pytest.raises(UndecodableImage) as refusal:
+            decode(data)
+        messages.append(str(refusal.value))
+    assert fault_kinds(messages) == {"damaged JPEG image": 3, "no JPEG, PNG, GIF or WebP image": 2}

@@ -48,7 +48,10 @@ def test_evaluate_compares_models_and_a_second_run_embeds_nothing(
     details = json.loads((tmp_path / "details.json").read_text())
     assert details["models"]["clip"]["map_se"] > 0
     assert "Retrieval mAP on validation images" in (tmp_path / "report.html").read_text()
-    assert "map with" in capsys.readouterr().out
+    head = capsys.readouterr().out.splitlines()[0].split()
+    assert (
+        " ".join(head) == "model mAP mAP with self kNN zero-shot top-1 zero-shot top-5 image-text R@1 seconds"
+    )
 
     monkeypatch.setattr(embedding, "decode", None)  # whatever would be embedded again would fail
     main(words)
@@ -81,3 +84,14 @@ def test_the_standard_configuration_gives_the_default_measures(tmp_path, emoji_s
     main(["evaluate", str(data), str(tmp_path / "default")])
     read = [json.loads((tmp_path / name / "details.json").read_text()) for name in ("config", "default")]
     assert read[0] == read[1]
+
+
+def test_the_counts_of_a_data_set_are_taken_from_its_folder_or_file(tmp_path, emoji_slice):
+    file = tmp_path / "i2e" / "curation.json"
+    file.parent.mkdir()
+    file.write_text('{"steps": [{"step": "linked", "labels": 1234}]}')
+    for given in (file, file.parent):
+        words = [str(emoji_slice / "test.parquet"), str(tmp_path / "out"), "--curation", str(given)]
+        main(["evaluate", *words])
+        counts = json.loads((tmp_path / "out" / "curation.json").read_text())
+        assert counts["i2e"]["steps"][0]["labels"] == 1234

@@ -6,11 +6,27 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mofi_lightning.encoders.label_space import LabelSpace, LabelSpaceConfig
 from mofi_lightning.evaluation.cache import Embedder
 from mofi_lightning.evaluation.datasets import EvaluationSet, open_evaluation_set
 from mofi_lightning.evaluation.embedding import RawPixels
 from mofi_lightning.evaluation.evaluators import KNN, ImageText, Retrieval, ZeroShot, mean_and_error
 from mofi_lightning.evaluation.retrieval import retrieval_average_precision
+from mofi_lightning.evaluation.zero_shot import zero_shot_rank
+
+
+class _Labels(LabelSpace):
+    """A label space whose vectors are pixels; it keeps what it was asked and does not know `unknown`."""
+
+    def __init__(self, descriptions: bool, unknown: str) -> None:
+        super().__init__(768, LabelSpaceConfig(768, "words", descriptions))
+        torch.nn.init.eye_(self.map.weight)
+        self.asked: list[str] = []
+        self.unknown = unknown
+
+    def encode_text(self, texts: Sequence[str]) -> Tensor:
+        self.asked = list(texts)
+        return torch.stack([torch.eye(768)[len(text)] * (self.unknown not in text) for text in texts])
 
 
 class _Words(RawPixels):
@@ -63,6 +79,31 @@ def test_knn_reports_the_whole_sweep_and_its_best(data):
 def test_measures_of_texts_are_empty_without_a_text_tower(data):
     assert ZeroShot()(Embedder(RawPixels()), data) == {}
     assert ImageText()(Embedder(RawPixels()), data) == {}
+
+
+@pytest.mark.parametrize("descriptions", (True, False))
+def test_a_label_space_is_asked_for_the_texts_its_vectors_were_made_of(data, descriptions):
+    model = RawPixels()
+    space = model.label_space = _Labels(descriptions, unknown=data.class_names[3])
+    values = ZeroShot(templates=("a photo of {}",))(Embedder(model), data)
+    described = [data.descriptions[entity] for entity in data.classes]
+    with_descriptions = [f"{n}, {d}" for n, d in zip(data.class_names, described, strict=True)]
+    assert space.asked == (with_descriptions if descriptions else data.class_names)
+    embeddings, labels = Embedder(RawPixels()).labelled(data)
+    rank = zero_shot_rank(embeddings, labels, space.encode_text(space.asked))
+    assert values["zero_shot_top5"] == pytest.approx(float((rank <= 5).double().mean()))
+    assert values["zero_shot_unknown_classes"] == 1
+    undescribed = EvaluationSet(data.name, data.keys, data.images, data.entities, data.names)
+    ZeroShot()(Embedder(model), undescribed)
+    assert space.asked == data.class_names
+
+
+def test_a_text_tower_is_asked_before_a_label_space(data):
+    model = _Words()
+    alone = ZeroShot()(Embedder(model), data)
+    model.label_space = _Labels(True, unknown="-")
+    assert ZeroShot()(Embedder(model), data) == alone
+    assert not model.label_space.asked
 
 
 def test_measures_of_texts_are_there_with_one(data):

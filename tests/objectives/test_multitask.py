@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 from tests.objectives.parity import assert_same, spec, train
 from torch.nn import functional as F
 
-from mofi_lightning.objectives import CLIP, MOFI, EntitySoftmax, MultiTask, ObjectiveFactory
+from mofi_lightning.objectives import CLIP, MOFI, EntitySoftmax, MultiTask, ObjectiveFactory, WeightSchedule
 from mofi_lightning.types import Batch, Embeddings, InputError
 
 ENTITY = [3, 6, -1, 3, -1, 3, -1, 0, -1, -1, -1, -1]
@@ -49,6 +49,33 @@ def test_mofi_on_ranks_equals_mofi_on_one_process(pool, world, num_sampled):
     assert_same(pool(world, train, make, 7, ENTITY), train(make, 7, ENTITY))
 
 
+def test_a_scheduled_weight_goes_linearly_over_the_counted_optimizer_steps():
+    schedule = WeightSchedule(start=0.2, end=1.0, steps=4, begin=1)
+    objective = MultiTask(spec(5), {"a": CLIP, "b": CLIP}, {"a": schedule, "b": 0.5})
+    weights = []
+    for _ in range(7):
+        loss, logs = objective(*_inputs())
+        weights.append(logs["a/weight"].item())
+        torch.testing.assert_close(loss, weights[-1] * logs["a/loss"] + 0.5 * logs["b/loss"])
+        objective.after_optimizer_step(1.0)
+    assert weights == pytest.approx([0.2, 0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    resumed = MultiTask(spec(5), {"a": CLIP, "b": CLIP}, {"a": schedule, "b": 0.5})
+    resumed.load_state_dict(objective.state_dict())
+    assert resumed(*_inputs()).logs["a/weight"].item() == 1.0
+
+
+def test_a_scheduled_share_of_mofi_leaves_the_rest_to_the_contrastive_part():
+    objective = MOFI(spec(5), entity_weight=WeightSchedule(start=1.0, end=0.5, steps=2))
+    objective.after_optimizer_step(1.0)
+    loss, logs = objective(*_inputs())
+    torch.testing.assert_close(loss, 0.75 * logs["entity/loss"] + 0.25 * logs["contrastive/loss"])
+
+
+def test_a_schedule_without_steps_is_refused():
+    with pytest.raises(InputError, match="weight schedule has steps 0"):
+        WeightSchedule(0.0, 1.0, steps=0)
+
+
 def test_weights_of_other_names_are_refused():
     with pytest.raises(InputError, match="weights name a, c but the objectives are a, b"):
         MultiTask(spec(5), {"a": CLIP, "b": CLIP}, {"a": 1.0, "c": 1.0})
@@ -72,8 +99,9 @@ def test_a_share_outside_0_and_1_is_refused():
             ],
             0.3,
         ),
+        (["--objective=MOFI", '--objective.entity_weight={"start": 1, "end": 0.5, "steps": 9}'], 0.15),
     ],
-    ids=["defaults", "override", "parts"],
+    ids=["defaults", "override", "parts", "schedule"],
 )
 def test_nested_factories_are_built_from_the_command_line(arguments, margin):
     parser = ArgumentParser(exit_on_error=False)

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import csv
 import json
+import os
 import pickle
+import re
 import shutil
+from inspect import signature
 from pathlib import Path
 
 import pyarrow as pa
@@ -13,14 +16,21 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from tests.test_cli import complaint
+from tests.training.runs import module
 
 from mofi_lightning import Batch, Embeddings, InputError, Objective, ObjectiveOutput, ObjectiveSpec, cli, load
 from mofi_lightning.data.build import build_dataset
 from mofi_lightning.data.datamodule import DataSource, I2EDataModule
+from mofi_lightning.data.pairs import PairsReader
+from mofi_lightning.data.shards import write_dataset
+from mofi_lightning.encoders.preprocess import Preprocess
+from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import PretrainingModule, ShardedStrategy
-from mofi_lightning.training.command import build
+from mofi_lightning.training.callbacks import StepProgressBar
+from mofi_lightning.training.command import PretrainingCLI, build
 
 SYNTHETIC = ["--config", "configs/fit/synthetic.yaml", "--trainer.accelerator", "cpu"]
 
@@ -33,6 +43,10 @@ def in_the_repository(monkeypatch, tmp_path):
 
 def fit(root, *words: str) -> list[str]:
     return ["fit", *SYNTHETIC, "--trainer.default_root_dir", str(root), *words]
+
+
+def validate(root, *words: str) -> list[str]:
+    return ["validate", *SYNTHETIC, "--trainer.default_root_dir", str(root), *words]
 
 
 def test_five_steps_leave_a_model_a_summary_and_logs(tmp_path):
@@ -48,11 +62,36 @@ def test_five_steps_leave_a_model_a_summary_and_logs(tmp_path):
 
 
 def test_validation_is_a_verb_and_reads_a_checkpoint(tmp_path, capsys):
-    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
-    cli.main(fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks", checkpointing))
-    words = ["validate", *SYNTHETIC, "--trainer.default_root_dir", str(tmp_path), "--ckpt_path", "last"]
-    cli.main(words)
-    assert "val/loss" in capsys.readouterr().out
+    cli.main(fit(tmp_path, "--trainer.max_steps", "2"))
+    cli.main(validate(tmp_path, "--ckpt_path", "last"))
+    out = capsys.readouterr().out
+    assert f"validating {tmp_path}/checkpoints/step=00000002.ckpt" in out and "val/loss" in out
+
+
+def test_validation_of_untrained_weights_is_refused(tmp_path, capsys):
+    assert "--ckpt_path last" in complaint(capsys, *validate(tmp_path))
+    nothing = complaint(capsys, *validate(tmp_path, "--ckpt_path", "last"))
+    assert f"no checkpoint in {tmp_path}/checkpoints" in nothing
+
+
+def test_a_folder_that_is_no_checkpoint_is_told_what_it_is(tmp_path, capsys):
+    cli.main(fit(tmp_path, "--trainer.max_steps", "1"))
+    capsys.readouterr()
+    run = complaint(capsys, *validate(tmp_path, "--ckpt_path", str(tmp_path)))
+    assert "folder of a run" in run and f"{tmp_path}/checkpoints/step=00000001.ckpt" in run
+    assert "is a model" in complaint(capsys, *validate(tmp_path, "--ckpt_path", str(tmp_path / "model")))
+
+
+def test_validation_without_held_out_rows_is_refused(tmp_path, capsys, emoji_slice):
+    build_dataset(emoji_slice / "validation.parquet", tmp_path / "data")
+    words = [
+        *("--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")),
+        *("--trainer.accelerator", "cpu", "--model.encoder.text", "{width: 32, layers: 1, heads: 2}"),
+        *("--data", "I2EDataModule", "--data.sources", f"{{pairs: {{path: {tmp_path}/data, rows: 8}}}}"),
+    ]
+    cli.main(["fit", *words])
+    capsys.readouterr()
+    assert "data.validation" in complaint(capsys, "validate", *words, "--ckpt_path", "last")
 
 
 def test_wrong_options_end_with_one_line(capsys, tmp_path):
@@ -60,7 +99,18 @@ def test_wrong_options_end_with_one_line(capsys, tmp_path):
     yaml.write_text("trainer: {max_stepps: 5}\n")
     assert "max_stepps" in complaint(capsys, *fit(tmp_path, "--config", str(yaml)))
     misspelt = complaint(capsys, *fit(tmp_path, "--model.objective", "EntitySoftmaxx"))
-    assert "model.objective: there is no class 'EntitySoftmaxx'" in misspelt
+    assert "model.objective: there is no class 'EntitySoftmaxx' (did you mean 'EntitySoftmax'?)" in misspelt
+    path = complaint(capsys, *fit(tmp_path, "--model.objective", "mofi_lightning.objectives.Mofi"))
+    assert "module 'mofi_lightning.objectives' has no 'Mofi' (did you mean 'MOFI'?)" in path
+    assert "did you mean 'I2EDataModule'?" in complaint(capsys, *fit(tmp_path, "--data", "I2EDatamodule"))
+    missing = complaint(capsys, *fit(tmp_path, "--model.objective", "my_package.Cosine"))
+    assert "module 'my_package' cannot be imported" in missing and "--module my_package" in missing
+    assert "'torch.nn.Linear' is no Objective" in complaint(
+        capsys, *fit(tmp_path, "--model.objective", "torch.nn.Linear")
+    )
+    assert "unrecognized arguments: --trainer.max_step 1" in complaint(
+        capsys, *fit(tmp_path, "--trainer.max_step", "1")
+    )
     unknown = complaint(capsys, *fit(tmp_path, "--model.objective.entity.marginn", "2"))
     assert "model.objective.entity: option 'marginn' is not accepted" in unknown
     assert "data.rows: expected int, got many" in complaint(
@@ -68,8 +118,24 @@ def test_wrong_options_end_with_one_line(capsys, tmp_path):
     )
     assert "no preset 'tinyy'" in complaint(capsys, *fit(tmp_path, "--model.encoder.image", "mofi/tinyy"))
     assert "nope.yaml" in complaint(capsys, "fit", "--config", "nope.yaml")
+    yaml.write_text("model: {encodr: {}, encoder: {}, optimization: {}}\n")  # the parser drops what is empty
+    assert "'model.encodr' is not accepted" in complaint(capsys, *fit(tmp_path, "--config", str(yaml)))
     ddp = complaint(capsys, *fit(tmp_path, "--trainer.strategy", "ddp", "--trainer.devices", "2"))
     assert "'ddp'" in ddp and "--trainer.strategy.replicate" in ddp
+
+
+def test_the_short_help_names_options_that_exist(capsys):
+    cli.main(["fit", "--help"])
+    named = re.findall(r"^  (--[\w.]+)", capsys.readouterr().out, re.MULTILINE)
+    with pytest.raises(SystemExit) as end:
+        cli.main(["fit", "--help", "all"])
+    assert not end.value.code
+    known = set(re.findall(r"(?<![\w-])--[\w.]+", capsys.readouterr().out))
+    of_classes = {"--data": I2EDataModule, "--model.encoder.preprocess": Preprocess}
+    for option in named:
+        prefix = next((p for p in of_classes if option.startswith(f"{p}.")), None)
+        if option not in known | {"--help"}:
+            assert prefix and option.rpartition(".")[2] in signature(of_classes[prefix]).parameters, option
 
 
 def test_missing_and_empty_data_end_with_one_line(capsys, tmp_path):
@@ -117,32 +183,66 @@ def test_settings_that_would_train_something_wrong_are_refused(capsys, tmp_path)
     assert "'text'" in missing and "model.encoder.text" in missing
 
 
-def test_a_finished_run_without_its_model_exports_it_when_it_is_resumed(tmp_path):
-    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
-    words = fit(tmp_path, "--trainer.max_steps", "4", "--trainer.callbacks", checkpointing)
+def test_a_finished_run_without_its_model_exports_it_when_it_is_resumed(tmp_path, capsys):
+    words = fit(tmp_path, "--trainer.max_steps", "4")
     cli.main(words)
     weights = (tmp_path / "model" / "model.safetensors").read_bytes()
-    assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=00000004.ckpt"]
     shutil.rmtree(tmp_path / "model")
     cli.main([*words, "--ckpt_path", "last"])
+    assert "only the model is written" in capsys.readouterr().out
     assert (tmp_path / "model" / "model.safetensors").read_bytes() == weights
 
 
-def test_a_run_does_not_start_anew_among_the_checkpoints_of_another(tmp_path, capsys):
-    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
-    words = fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks", checkpointing)
+def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_had_them(tmp_path, capsys):
+    # the learning rate of the first 100 steps does not depend on the number of steps
+    cli.main(fit(tmp_path / "whole", "--trainer.max_steps", "4"))
+    capsys.readouterr()
+    quiet = ["--trainer.enable_progress_bar", "false", "--ckpt_path", "last"]
+    cli.main(fit(tmp_path / "cut", "--trainer.max_steps", "2", *quiet))
+    model = tmp_path / "cut" / "model"
+    assert capsys.readouterr().out.splitlines() == [
+        "no checkpoint yet: training starts at step 0",
+        f"model -> {model}",
+    ]
+    cli.main(fit(tmp_path / "cut", "--trainer.max_steps", "4", *quiet))
+    assert f"resuming from {tmp_path}/cut/checkpoints/step=00000002.ckpt" in capsys.readouterr().out
+    weights = [(tmp_path / name / "model" / "model.safetensors").read_bytes() for name in ("whole", "cut")]
+    assert weights[0] == weights[1]
+
+    with pytest.raises(SystemExit) as end:  # nothing is built, nothing is written
+        cli.main(fit(tmp_path / "cut", "--trainer.max_steps", "4", *quiet, "--data.rows", "7"))
+    assert not end.value.code
+    assert capsys.readouterr().out == (
+        "already at step 4 of max_steps 4: nothing to train; raise trainer.max_steps to go on\n"
+    )
+
+
+def test_a_model_older_than_the_last_checkpoint_is_written_anew(tmp_path, capsys):
+    words = fit(tmp_path, "--trainer.max_steps", "2", "--ckpt_path", "last")
+    cli.main(words)
+    (checkpoint,) = (tmp_path / "checkpoints").iterdir()
+    os.utime(tmp_path / "model" / "config.json", ns=(0, checkpoint.stat().st_mtime_ns - 1))
+    cli.main(words)
+    assert "only the model is written" in capsys.readouterr().out
+
+
+def test_a_run_does_not_start_anew_in_the_folder_of_another(tmp_path, capsys, monkeypatch):
+    words = fit(tmp_path, "--trainer.max_steps", "2")
     cli.main(words)
     capsys.readouterr()
+    monkeypatch.setattr(PretrainingCLI, "instantiate_classes", None)  # refused before anything is built
     line = complaint(capsys, *words)
     assert "step=00000002.ckpt" in line and "--ckpt_path last" in line
+    shutil.rmtree(tmp_path / "checkpoints")
+    for more in ([], ["--ckpt_path", "last"]):
+        assert f"{tmp_path}/model is of an earlier run" in complaint(capsys, *words, *more)
 
 
 def test_a_checkpoint_of_one_process_is_not_resumed_by_two(tmp_path, capsys):
-    checkpointing = "[{class_path: StepCheckpoint, init_args: {every_n_steps: 2}}]"
-    words = fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks", checkpointing)
-    cli.main(words)
+    cli.main(fit(tmp_path, "--trainer.max_steps", "2"))
     capsys.readouterr()
-    assert "one process" in complaint(capsys, *words, "--ckpt_path", "last", "--trainer.devices", "2")
+    words = fit(tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    assert "one process" in complaint(capsys, *words, "--trainer.devices", "2")
 
 
 @pytest.mark.parametrize(
@@ -195,13 +295,13 @@ def test_an_objective_whose_field_no_source_carries_is_refused(tmp_path, emoji_s
         trainer.fit(PretrainingModule(objective=NeedsEntities), datamodule=data)
 
 
-def test_corrupt_images_are_replaced_counted_and_reported(tmp_path, capsys, emoji_slice):
+def test_corrupt_images_are_replaced_counted_and_reported(tmp_path, capsys, emoji_slice, recwarn):
     rows = pq.read_table(emoji_slice / "train.parquet").to_pylist()
     for row in rows[:3]:
         row["image"] = row["image"][: len(row["image"]) // 2]
     rows[3]["image"] = b""
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    build_dataset(tmp_path / "pairs.parquet", tmp_path / "data")
+    write_dataset(PairsReader(tmp_path / "pairs.parquet"), tmp_path / "data")
     sources = f"{{pairs: {{path: {tmp_path}/data, rows: 34}}}}"
     cli.main(
         [
@@ -212,6 +312,43 @@ def test_corrupt_images_are_replaced_counted_and_reported(tmp_path, capsys, emoj
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert sum(summary["bad_rows"].values()) >= 4, summary
+    assert not [str(w.message) for w in recwarn if "lightning" in w.filename or "torch" in w.filename]
+
+
+def test_loggers_and_loaders_fit_the_run_and_the_machine(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1, 2})
+    data = ["--data", "I2EDataModule", "--data.sources", "{a: {path: x, rows: 8}}", "--data.num_workers"]
+    words = ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path), *data]
+    short = build([*words, "8", "--trainer.max_steps", "7"], run=False)
+    assert short.trainer.log_every_n_steps == 7 and short.datamodule.num_workers == 3
+    assert "data.num_workers: 3 instead of 8, for 3 cores" in capsys.readouterr().out
+    two = build([*words, "8", "--trainer.max_steps", "700", "--trainer.devices", "2"], run=False)
+    assert two.trainer.log_every_n_steps == 50 and two.datamodule.num_workers == 1
+    capsys.readouterr()
+    assert build([*words, "3"], run=False).datamodule.num_workers == 3
+    assert "num_workers" not in capsys.readouterr().out
+
+
+def test_the_progress_bar_shows_what_is_logged_and_nothing_else(tmp_path):
+    bars = []
+
+    class Bar(StepProgressBar):
+        def on_train_end(self, trainer, pl_module):
+            bars.append(set(self.get_metrics(trainer, pl_module)))
+            super().on_train_end(trainer, pl_module)
+
+    run = Trainer(
+        accelerator="cpu",
+        max_steps=1,
+        max_epochs=-1,
+        logger=CSVLogger(tmp_path),
+        callbacks=[Bar()],
+        default_root_dir=tmp_path,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    run.fit(module(), datamodule=SyntheticDataModule(rows=8, num_entities=101))
+    assert bars == [{"train/loss"}]
 
 
 def test_short_overrides_reach_nested_objectives(tmp_path, capsys):

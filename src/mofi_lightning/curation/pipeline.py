@@ -12,18 +12,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from rich.console import Console
-from rich.progress import track
 
 from mofi_lightning.curation import scoring, stages
 from mofi_lightning.curation.knowledge_base import KnowledgeBase
 from mofi_lightning.curation.linking import Linker
-from mofi_lightning.curation.report import Report, Step, kinds_of_faults, measure
+from mofi_lightning.curation.report import Report, Step, measure
 from mofi_lightning.curation.selection import Candidates, Criteria, Mask, best, select
 from mofi_lightning.curation.truth import Truth
 from mofi_lightning.data.schema import Row
 from mofi_lightning.data.shards import refuse_existing, write_dataset
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.progress import track
 from mofi_lightning.types import InputError
 
 # part of every fingerprint: raised when what a stage writes changes its meaning
@@ -52,8 +51,8 @@ def curate(
     Args:
         pairs: Parquet file of the pairs (key, image, text), as `mofi pairs` writes it.
         output: Folder of the data set to write.
-        scorer: Folder or checkpoint of the dual encoder that checks the images. Without one, the likeliest
-            entities of the text are labels.
+        scorer: The dual encoder that checks the images: its folder, a run's folder or a checkpoint. Without
+            one, the likeliest entities of the text are labels.
         knowledge_base: Parquet file of the entities; knowledge_base.parquet beside the pairs by default.
         truth: Parquet file of what the images show, for measuring only; truth.parquet beside the pairs by
             default, where there is one.
@@ -69,12 +68,17 @@ def curate(
     Raises:
         InputError: An input cannot be used, a value is out of range, or no label is left.
     """
+    from mofi_lightning.encoders.checkpoint import model_path
+    from mofi_lightning.encoders.decoding import fault_kinds
+
     criteria = Criteria(top_k, threshold, keep, min_images)
     if candidates < 1:
         raise InputError(f"candidates {candidates} is out of range; a text has at least 1")
     scoring.check_templates(templates)
-    if scorer is not None and not scorer.exists():
-        raise InputError(f"no scorer at {scorer}; give the folder or checkpoint of a dual encoder")
+    if scorer is not None:
+        if not scorer.exists():
+            raise InputError(f"no scorer at {scorer}; give the folder or checkpoint of a dual encoder")
+        scorer = model_path(scorer)  # what else is in a run's folder does not change the scores
     if not (output / "stages").is_dir():
         refuse_existing(output)
     total = stages.check_columns(pairs, "pairs file", "key", "image", "text")
@@ -101,7 +105,7 @@ def curate(
         shutil.rmtree(fresh, ignore_errors=True)
         _write_dataset(pairs, total, base, found, kept, fresh)
         _publish(fresh, output)
-    report = Report(written_from, kinds_of_faults(errors.values()), steps)
+    report = Report(written_from, fault_kinds(errors.values()), steps)
     report.save(output / "curation.json")
     report.print()
 
@@ -109,7 +113,7 @@ def curate(
 def _batches(path: Path, total: int, title: str, *columns: str) -> Iterator[list[list[Any]]]:
     batches = stages.read(path, *columns)
     count = math.ceil(total / stages.BATCH_ROWS)
-    yield from track(batches, title, total=count, transient=True, console=Console(stderr=True))
+    yield from track(batches, title, count)
 
 
 def _link(
@@ -117,9 +121,14 @@ def _link(
 ) -> None:
     corpus = (text or "" for (texts,) in _batches(pairs, total, "counting words", "text") for text in texts)
     linker = Linker(base, corpus, candidates)
+    seen: set[str] = set()
 
     def batches() -> Iterator[Sequence[Sequence[Any]]]:
         for keys, texts in _batches(pairs, total, "linking texts", "key", "text"):
+            for key in keys:
+                if key in seen:
+                    raise InputError(f"key {key!r} comes twice in pairs file {pairs}; keys must be unique")
+                seen.add(key)
             found = [linker.link(text or "") for text in texts]
             ids = [[base.entities[row].id for row in entities] for entities in found]
             yield keys, ids, [list(entities.values()) for entities in found]

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import re
-from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -77,11 +75,6 @@ class Report:
         console.print(table)
         for kind, count in self.undecodable_images.items():
             console.print(f"left out {count:,}: {kind}")
-
-
-def kinds_of_faults(reasons: Iterable[str]) -> dict[str, int]:
-    """How often each kind of fault occurs, most frequent first; what differs from image to image is cut."""
-    return dict(Counter(re.sub(r"\d[\d,]*", "N", reason.split(":")[0]) for reason in reasons).most_common())
 
 
 def measure(

@@ -72,14 +72,21 @@ def write(
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
     schema = schema.with_metadata({_FINGERPRINT: fingerprint.encode()})
-    with pq.ParquetWriter(partial, schema) as writer:
-        for columns in batches:
-            writer.write_batch(
-                pa.record_batch(
-                    [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema
+    try:
+        with pq.ParquetWriter(partial, schema) as writer:
+            for columns in batches:
+                writer.write_batch(
+                    pa.record_batch(
+                        [pa.array(c, t) for c, t in zip(columns, schema.types, strict=True)], schema=schema
+                    )
                 )
-            )
-    os.replace(partial, path)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        for folder in (path.parent, path.parent.parent):  # made for nothing, if nothing else is in them
+            if not any(folder.iterdir()):
+                folder.rmdir()
+        raise
 
 
 def read(path: Path, *columns: str) -> Iterator[list[list[Any]]]:

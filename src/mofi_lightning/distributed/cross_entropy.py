@@ -9,7 +9,7 @@ from torch import Tensor
 from mofi_lightning.distributed.collectives import all_reduce, all_reduce_logsumexp, world_size
 
 
-def sharded_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
+def sharded_cross_entropy(logsumexp: Tensor, target_logit: Tensor) -> Tensor:
     """Cross-entropy `[N]` of the same N rows on every rank, each rank holding some of the classes.
 
     No rank ever sees the logits of another: the log-sum-exp and the target's logit are all-reduced (Partial
@@ -18,29 +18,22 @@ def sharded_cross_entropy(logits: Tensor, target: Tensor) -> Tensor:
     world_size())`.
 
     Args:
-        logits: `[N, K]`, this rank's K classes, possibly none.
-        target: int64 `[N]`, position of the row's class among this rank's, -1 where another rank (or, for an
-            unlabelled row, none) holds it.
+        logsumexp: `[N]`, of this rank's logits; -inf where it has no classes.
+        target_logit: `[N]`, of the row's class, 0 where another rank (or, for an unlabelled row, none) holds
+            it.
     """
-    return all_reduce_logsumexp(logits.logsumexp(1)) - _target_logits(logits, target)
+    return all_reduce_logsumexp(logsumexp) - all_reduce(target_logit)
 
 
 @torch.no_grad()
-def sharded_top1(logits: Tensor, target: Tensor) -> Tensor:
-    """Whether no class of any rank has a higher logit than a row's target: bool `[N]`.
+def sharded_top1(target: Tensor, largest: Tensor) -> Tensor:
+    """Whether no class of any rank has a higher score than a row's target: bool `[N]`.
 
     Args:
-        logits: `[N, K]`, this rank's K classes, possibly none.
-        target: as in `sharded_cross_entropy`.
+        target: `[N]`, score of the row's class, -inf where this rank does not hold it.
+        largest: `[N]`, the largest score of this rank's classes; -inf where it has none.
     """
-    best = logits.amax(1) if logits.shape[1] else logits.new_full((len(logits),), -torch.inf)
+    scores = torch.stack([target, largest])
     if world_size() > 1:
-        dist.all_reduce(best, dist.ReduceOp.MAX)
-    return _target_logits(logits, target) >= best
-
-
-def _target_logits(logits: Tensor, target: Tensor) -> Tensor:
-    if not logits.shape[1]:
-        return all_reduce(logits.sum(1))  # zeros that are part of the graph
-    own = logits.gather(1, target.clamp(min=0)[:, None]).squeeze(1)
-    return all_reduce(torch.where(target >= 0, own, torch.zeros_like(own)))
+        dist.all_reduce(scores, dist.ReduceOp.MAX)
+    return scores[0] >= scores[1]

@@ -32,16 +32,21 @@ from mofi_lightning.types import InputError
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_KEY = "dual_encoder"
+LABEL_SPACE = "label_space"
 _STATE_PREFIX = "model."
 _SHARDS_INDEX, _SHARDS_REST = ".metadata", "meta.pt"  # the layout of Lightning's ModelParallelStrategy
 
 
 class StoredEncoder(NamedTuple):
-    """Configuration of plain values, `tokenizer.json`'s contents, and weights by their names in the model."""
+    """Configuration of plain values, `tokenizer.json`'s contents, and weights by their names in the model.
+
+    `label_space` describes the label space, if there is one, in plain values; its weights are in `weights`.
+    """
 
     config: Mapping[str, Any]
     tokenizer: str | None
     weights: dict[str, Tensor]
+    label_space: Mapping[str, Any] | None = None
 
 
 def read(path: Path) -> StoredEncoder:
@@ -70,6 +75,18 @@ def model_path(path: Path) -> Path:
     return inside if (inside / CONFIG_FILE).is_file() else path
 
 
+def is_model(path: Path) -> bool:
+    """Whether `read` would take `path` for a model: one of ours, not of another library."""
+    path = model_path(path)
+    if path.is_file() or is_complete(path):
+        return True
+    try:
+        config = json.loads((path / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(config, dict) and {"image", "embed_dim"} <= config.keys()
+
+
 def check(path: Path) -> None:
     """Refuse what training cannot be resumed from, or what would run code when it is read.
 
@@ -80,14 +97,14 @@ def check(path: Path) -> None:
     if not path.exists():
         raise InputError(f"checkpoint {str(path)!r} does not exist; give a .ckpt file or folder, or 'last'")
     if path.is_file():
-        _described(_load_safely(path), {}, path)
+        _description(_load_safely(path), path)
         return
     if not is_complete(path):
         raise InputError(
             f"folder {str(path)!r} is no complete sharded checkpoint: "
             f"it lacks {_SHARDS_INDEX} or {_SHARDS_REST}"
         )
-    _described(_load_safely(path / _SHARDS_REST), {}, path)
+    _description(_load_safely(path / _SHARDS_REST), path)
     try:
         metadata = _SafeReader(path).read_metadata()
         for index, stored in (metadata.storage_data or {}).items():
@@ -114,25 +131,32 @@ def _read_folder(path: Path) -> StoredEncoder:
         raise InputError(f"weights {str(path / WEIGHTS_FILE)!r} cannot be read: {error}") from error
     if not isinstance(config, dict):
         raise InputError(f"{str(path / CONFIG_FILE)!r} holds no JSON object")
+    label_space = config.pop(LABEL_SPACE, None)
+    if label_space is not None and not isinstance(label_space, dict):
+        raise InputError(f"{str(path / CONFIG_FILE)!r}: its {LABEL_SPACE} is no JSON object")
     text = path / tokenizer.FILE_NAME
-    return StoredEncoder(config, text.read_text(encoding="utf-8") if text.is_file() else None, weights)
+    vocabulary = text.read_text(encoding="utf-8") if text.is_file() else None
+    return StoredEncoder(config, vocabulary, weights, label_space)
 
 
 def _read_file(path: Path) -> StoredEncoder:
     checkpoint = _load_safely(path)
-    state = checkpoint.get("state_dict", {})
-    weights = {k.removeprefix(_STATE_PREFIX): v for k, v in state.items() if k.startswith(_STATE_PREFIX)}
-    return _described(checkpoint, weights, path)
+    stored, prefixes = _described(checkpoint, path)
+    for key, tensor in checkpoint.get("state_dict", {}).items():
+        if name := _name_in_model(key, prefixes):
+            stored.weights[name] = tensor
+    return stored
 
 
 def _read_shards(path: Path) -> StoredEncoder:
-    prefix = f"state_dict.{_STATE_PREFIX}"
+    stored, prefixes = _described(_load_safely(path / _SHARDS_REST), path)
     try:
         reader = _SafeReader(path)
         wanted = {
-            name: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for name, entry in reader.read_metadata().state_dict_metadata.items()
-            if name.startswith(prefix) and isinstance(entry, TensorStorageMetadata)
+            key: torch.empty(entry.size, dtype=entry.properties.dtype)
+            for key, entry in reader.read_metadata().state_dict_metadata.items()
+            if isinstance(entry, TensorStorageMetadata)
+            and _name_in_model(key.removeprefix("state_dict."), prefixes)
         }
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
@@ -141,8 +165,15 @@ def _read_shards(path: Path) -> StoredEncoder:
         raise InputError(
             f"sharded checkpoint {str(path)!r} is damaged: its index or a shard is unreadable"
         ) from error
-    weights = {name.removeprefix(prefix): tensor for name, tensor in wanted.items()}
-    return _described(_load_safely(path / _SHARDS_REST), weights, path)
+    for key, tensor in wanted.items():
+        stored.weights[_name_in_model(key.removeprefix("state_dict."), prefixes)] = tensor
+    return stored
+
+
+def _name_in_model(key: str, prefixes: Mapping[str, str]) -> str:
+    """The name in the model of a training state's entry; empty if it is not of the model."""
+    found = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
+    return "" if found is None else prefixes[found] + key.removeprefix(found)
 
 
 def _load_safely(path: Path) -> dict[str, Any]:
@@ -155,13 +186,24 @@ def _load_safely(path: Path) -> dict[str, Any]:
     return loaded
 
 
-def _described(checkpoint: dict[str, Any], weights: dict[str, Tensor], path: Path) -> StoredEncoder:
+def _description(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
     description = checkpoint.get(CHECKPOINT_KEY)
     if not isinstance(description, dict) or not isinstance(description.get("config"), dict):
         raise InputError(
             f"checkpoint {str(path)!r} has no {CHECKPOINT_KEY!r} entry: `mofi fit` did not write it"
         )
-    return StoredEncoder(description["config"], description.get("tokenizer"), weights)
+    return description
+
+
+def _described(checkpoint: dict[str, Any], path: Path) -> tuple[StoredEncoder, dict[str, str]]:
+    """What is stored, without weights yet, and what their names begin with in the state and in the model."""
+    description = _description(checkpoint, path)
+    prefixes = {_STATE_PREFIX: ""}
+    label_space = description.get(LABEL_SPACE)
+    if label_space is not None:
+        prefixes[f"{label_space['module']}."] = f"{LABEL_SPACE}."
+        label_space = label_space["config"]
+    return StoredEncoder(description["config"], description.get("tokenizer"), {}, label_space), prefixes
 
 
 class _SafeReader(dcp.FileSystemReader):

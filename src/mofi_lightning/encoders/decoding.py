@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+from collections import Counter
+from collections.abc import Iterable
 
 import torch
 from PIL import Image, ImageOps
@@ -16,7 +18,12 @@ _FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
 
 
 class UndecodableImage(InputError):
-    """The bytes are no image that can be read, or one with too many pixels."""
+    """The bytes are no image that can be read, or one with too many pixels; the message is `KIND: why`."""
+
+
+def fault_kinds(messages: Iterable[str]) -> dict[str, int]:
+    """How often each kind of fault occurs in messages of `UndecodableImage`, most frequent first."""
+    return dict(Counter(message.partition(":")[0] for message in messages).most_common())
 
 
 def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
@@ -39,18 +46,20 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
     try:
         header = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
-        raise UndecodableImage(f"image of more than {max_pixels:,} pixels: {error}") from error
+        raise UndecodableImage(f"image with too many pixels: {error}") from error
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
-        raise UndecodableImage(f"{len(data):,} bytes that are no JPEG, PNG, GIF or WebP image") from error
+        raise UndecodableImage(f"no JPEG, PNG, GIF or WebP image: {len(data):,} bytes") from error
     width, height = header.size
     if width * height > max_pixels:
-        raise UndecodableImage(f"image of {height} x {width} pixels, more than the {max_pixels:,} allowed")
+        raise UndecodableImage(
+            f"image with too many pixels: {height} x {width}, more than the {max_pixels:,} allowed"
+        )
     try:
         pixels = _with_torchvision(data, header) if _is_fast(header) else _with_pillow(header)
     except Exception as error:  # as above, for the body of the file
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UndecodableImage(
-            f"damaged {header.format} image of {height} x {width} pixels: {reason}"
+            f"damaged {header.format} image: {reason} ({height} x {width} pixels)"
         ) from error
     return _on_white(pixels)
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mofi_lightning.encoders import checkpoint
+from mofi_lightning.encoders.label_space import LabelSpace, LabelSpaceConfig
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.registry import build_image_encoder
 from mofi_lightning.encoders.text import CLIPTextEncoder, TextConfig
@@ -32,6 +33,8 @@ class DualEncoderConfig:
         image: the image encoder, `PREFIX/NAME`; `mofi backbones` lists them.
         image_options: what its library takes besides the name.
         embed_dim: D, width of the shared embedding space.
+        image_projection: a bias-free linear map from the image features to the space; false where the
+            features themselves are the embedding, as LiT has it, and D is their width.
         text: shape of the text encoder; None for a model of images only.
         tokenizer: tokenizer.json, a folder that holds one, 'clip', or 'bytes'; used with `text`.
         preprocess: geometry and statistics of the images; None for the image encoder's own.
@@ -40,6 +43,7 @@ class DualEncoderConfig:
     image: str = "mofi/tiny"
     image_options: dict[str, Any] = field(default_factory=dict)
     embed_dim: int = 128
+    image_projection: bool = True
     text: TextConfig | None = None
     tokenizer: str = "bytes"
     preprocess: Preprocess | None = None
@@ -69,11 +73,13 @@ class DualEncoder(nn.Module):
         text: the text tower, or None.
         tokenizer: the text tower's, or None.
         preprocess: how images are brought to `encode_image`.
+        label_space: maps image embeddings to vectors of labels, or None; an objective trained it.
         embed_dim: D.
         feature_dim: F, width of the image features before the projection.
     """
 
     text: TextTower | None
+    label_space: LabelSpace | None
 
     def __init__(
         self,
@@ -89,6 +95,7 @@ class DualEncoder(nn.Module):
         self.text = text
         self.preprocess = preprocess
         self.tokenizer = tokenizer
+        self.label_space = None
         self.embed_dim = config.embed_dim
         self.feature_dim = image.encoder.feature_dim
 
@@ -111,7 +118,12 @@ class DualEncoder(nn.Module):
             preprocess=preprocess,
             image_options=config.image_options if options is None else options,
         )
-        image = ImageTower(encoder, config.embed_dim, preprocess)
+        if not config.image_projection and encoder.feature_dim != config.embed_dim:
+            raise InputError(
+                f"embed_dim is {config.embed_dim}, but without image_projection it is the width of the "
+                f"features of {config.image}; set embed_dim: {encoder.feature_dim}"
+            )
+        image = ImageTower(encoder, config.embed_dim if config.image_projection else None, preprocess)
         if config.text is None:
             return cls(complete, image, preprocess)
         if tokenizer is None:
@@ -154,12 +166,18 @@ class DualEncoder(nn.Module):
             text_tokens_mask=None if text is None else text.tokens_mask,
         )
 
-    def save(self, folder: str | Path, weights: Mapping[str, Tensor] | None = None) -> None:
+    def save(
+        self,
+        folder: str | Path,
+        weights: Mapping[str, Tensor] | None = None,
+        label_space: LabelSpaceConfig | None = None,
+    ) -> None:
         """Write config.json, model.safetensors and, with a text encoder, tokenizer.json.
 
         Args:
             folder: made if it does not exist.
             weights: written instead of the model's own state, for instance gathered from the ranks' shards.
+            label_space: of a label space that `weights` brings and the model itself does not hold.
         """
         path = Path(folder)
         path.mkdir(parents=True, exist_ok=True)
@@ -173,7 +191,12 @@ class DualEncoder(nn.Module):
         if self.tokenizer is not None:
             self.tokenizer.save(path)
         partial = config.with_suffix(".partial")
-        partial.write_text(json.dumps(dataclasses.asdict(self.config), indent=2) + "\n", encoding="utf-8")
+        values = dataclasses.asdict(self.config)
+        if self.label_space is not None:
+            label_space = self.label_space.config
+        if label_space is not None:
+            values[checkpoint.LABEL_SPACE] = dataclasses.asdict(label_space)
+        partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
         partial.replace(config)
 
     def _text(self, texts: Tokens | Sequence[str], tokens: bool = False) -> TowerOutput:
@@ -202,6 +225,9 @@ def load(path: str | Path) -> DualEncoder:
                 DualEncoderConfig.from_dict(stored.config),
                 None if stored.tokenizer is None else Tokenizer.from_json(stored.tokenizer),
             )
+            if stored.label_space is not None:
+                config = LabelSpaceConfig.from_dict(stored.label_space)
+                model.label_space = LabelSpace(model.embed_dim, config)
     except InputError as error:
         raise InputError(f"model {str(path)!r}: {error}") from error
     try:

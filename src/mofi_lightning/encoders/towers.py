@@ -35,17 +35,17 @@ class ImageTower(nn.Module):
 
     Args:
         encoder: the image encoder.
-        embed_dim: D.
+        embed_dim: D; None for the encoder's features themselves, without a projection.
         preprocess: gives mean and standard deviation.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, encoder: ImageEncoder, embed_dim: int, preprocess: Preprocess) -> None:
+    def __init__(self, encoder: ImageEncoder, embed_dim: int | None, preprocess: Preprocess) -> None:
         super().__init__()
         self.encoder = encoder
-        self.projection = _projection(encoder.feature_dim, embed_dim)
+        self.projection = nn.Identity() if embed_dim is None else _projection(encoder.feature_dim, embed_dim)
         # kept in the state, so that loading it also restores a tower materialised from the meta device
         self.register_buffer("mean", torch.tensor(preprocess.mean).view(3, 1, 1))
         self.register_buffer("std", torch.tensor(preprocess.std).view(3, 1, 1))
@@ -84,5 +84,5 @@ def _projection(feature_dim: int, embed_dim: int) -> nn.Linear:
     return projection
 
 
-def _project(output: EncoderOutput, projection: nn.Linear) -> TowerOutput:
+def _project(output: EncoderOutput, projection: nn.Module) -> TowerOutput:
     return TowerOutput(projection(output.features), output.features, output.tokens, output.tokens_mask)

@@ -32,7 +32,7 @@ def evaluate(
         output: folder for the results.
         models: `NAME=PATH` each, PATH a model folder, a checkpoint or a training run's folder; `pixels` is
             the raw image at 16 x 16.
-        curation: the curation.json files of data sets to show in the report.
+        curation: data sets of `mofi curate` whose counts the report shows: folders, or their curation.json.
         evaluators: what to measure; retrieval, kNN, zero-shot and image-text retrieval if empty.
         workers: threads that decode images.
     """
@@ -43,7 +43,8 @@ def evaluate(
     from mofi_lightning.evaluation.report import ModelReport, choose_queries, write_report
 
     named = parse_models(models)
-    funnels = {file.resolve().parent.name: _read_json(file) for file in curation}
+    counts = [path / "curation.json" if path.is_dir() else path for path in curation]
+    funnels = {file.resolve().parent.name: _read_json(file) for file in counts}
     images = open_evaluation_set(data)
     measures = evaluators or standard_evaluators()
     queries = choose_queries(images, len(named))
@@ -83,14 +84,18 @@ def evaluate(
 
 
 def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
+    import sys
+
     from rich.console import Console
     from rich.table import Table
+
+    from mofi_lightning.evaluation.report import TITLES
 
     table = Table(box=None, header_style="bold")
     table.add_column("model", no_wrap=True)
     best = {c: max((row[c] for row in rows if row[c] is not None), default=None) for c in columns}
     for column in columns:
-        table.add_column(column.replace("_", " "), justify="right")
+        table.add_column(TITLES.get(column, column.replace("_", " ")), justify="right")
     table.add_column("seconds", justify="right")
     for row in rows:
         cells = ["-" if row[c] is None else f"{row[c]:.3f}" for c in columns]
@@ -99,7 +104,7 @@ def _print_table(rows: list[dict[str, Any]], columns: list[str]) -> None:
             for cell, c in zip(cells, columns, strict=True)
         ]
         table.add_row(row["model"], *cells, "-" if row["seconds"] is None else f"{row['seconds']:.0f}")
-    Console().print(table)
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
 
 
 def _read_json(file: Path) -> Any:

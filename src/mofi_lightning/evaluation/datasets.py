@@ -48,6 +48,7 @@ class EvaluationSet:
         images: encoded files, read one at a time.
         entities: what each image shows.
         names: preferred name of each entity; the entity itself where it is missing.
+        descriptions: one line about an entity; missing where there is none.
         captions: texts that describe an entity, as (text, entity).
         domains: group of each image, where the set has any.
     """
@@ -57,6 +58,7 @@ class EvaluationSet:
     images: Sequence[bytes]
     entities: Sequence[str]
     names: dict[str, str] = field(default_factory=dict)
+    descriptions: dict[str, str] = field(default_factory=dict)
     captions: Sequence[tuple[str, str]] = ()
     domains: Sequence[str] | None = None
 
@@ -145,6 +147,7 @@ def from_pairs(path: Path) -> EvaluationSet:
         images=images,
         entities=[by_key[key][0] for key in keys],
         names={entity: name for entity, (name, _) in known.items()},
+        descriptions={entity: description for entity, (_, description) in known.items() if description},
         captions=captions,
     )
 

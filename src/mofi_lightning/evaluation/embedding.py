@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 import sys
-from collections import Counter
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -16,7 +14,8 @@ import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
-from mofi_lightning.encoders.decoding import UndecodableImage, decode
+from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
+from mofi_lightning.encoders.label_space import LabelSpace
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.types import InputError
 
@@ -27,10 +26,12 @@ class EmbeddingModel(Protocol):
     Attributes:
         preprocess: how it wants its images.
         text: its text tower; None if it has none.
+        label_space: maps its embeddings to label vectors; None if there is none.
     """
 
     preprocess: Preprocess
     text: Any
+    label_space: LabelSpace | None
 
     def encode_image(self, image: Tensor, /) -> Tensor:
         """Preprocessed images `[B, 3, H, W]` to L2-normalised embeddings `[B, D]`."""
@@ -44,6 +45,7 @@ class RawPixels:
 
     preprocess = Preprocess(size=16, resize="squash", interpolation="bilinear")
     text = None
+    label_space: LabelSpace | None = None
 
     def encode_image(self, image: Tensor) -> Tensor:
         """Images `[B, 3, 16, 16]` to `[B, 768]`."""
@@ -76,9 +78,8 @@ class EmbeddedImages:
         )
 
     def failures(self) -> dict[str, int]:
-        """Number of undecodable images by kind of fault, sizes read as N, most frequent first."""
-        kinds = (re.sub(r"\d[\d,]*", "N", reason.split(":")[0]) for reason in self.failed.values())
-        return dict(Counter(kinds).most_common())
+        """Number of undecodable images by kind of fault, most frequent first."""
+        return fault_kinds(self.failed.values())
 
 
 @torch.inference_mode()

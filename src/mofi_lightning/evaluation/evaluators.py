@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from mofi_lightning.encoders.label_encoders import label_text
+from mofi_lightning.encoders.label_space import LabelSpace
 from mofi_lightning.evaluation.base import Evaluator
 from mofi_lightning.evaluation.cache import Embedder
 from mofi_lightning.evaluation.datasets import EvaluationSet
@@ -14,6 +17,7 @@ from mofi_lightning.evaluation.image_text import image_text_recall
 from mofi_lightning.evaluation.knn import NEIGHBOURS, TEMPERATURES, weighted_knn
 from mofi_lightning.evaluation.retrieval import retrieval_average_precision, retrieval_hits
 from mofi_lightning.evaluation.zero_shot import TEMPLATES, class_weights, zero_shot_rank
+from mofi_lightning.types import InputError
 
 
 def mean_and_error(values: Tensor, clusters: Tensor) -> tuple[float, float]:
@@ -89,7 +93,11 @@ class KNN(Evaluator):
 
 
 class ZeroShot(Evaluator):
-    """Classification by the names of all entities of the set, in the prompts of `templates`.
+    """Classification by the names of all entities of the set.
+
+    A model with a text tower embeds them in the prompts of `templates`. One with a label space only (DeViSE)
+    is asked there: mapped images against vectors of the names, with descriptions if its label vectors are of
+    both. If the text model that made these is missing, the measure is left out with a note.
 
     Args:
         templates: prompts with `{}` where the name goes.
@@ -101,16 +109,34 @@ class ZeroShot(Evaluator):
         self.templates = tuple(templates)
 
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> dict[str, float]:
-        """Measure; empty without a text tower or names."""
-        if not embedder.has_text or not data.names:
+        """Measure; empty without names, or without text tower or label space."""
+        space = embedder.model.label_space
+        if not data.names or (space is None and not embedder.has_text):
             return {}
         embeddings, labels = embedder.labelled(data)
-        weights = class_weights(embedder.texts, data.class_names, self.templates)
-        rank = zero_shot_rank(embeddings, labels, weights)
         result: dict[str, float] = {}
+        if space is None or embedder.has_text:
+            weights = class_weights(embedder.texts, data.class_names, self.templates)
+        else:
+            try:
+                weights, embeddings = _in_label_space(space, data, embeddings)
+            except InputError as error:
+                print(f"zero-shot is left out: {error}", file=sys.stderr)
+                return {}
+            result["zero_shot_unknown_classes"] = float((~weights.any(dim=1)).sum())
+        rank = zero_shot_rank(embeddings, labels, weights)
         for k in (1, 5):
             result |= _record(f"zero_shot_top{k}", (rank <= k).double(), labels)
         return result
+
+
+@torch.inference_mode()
+def _in_label_space(space: LabelSpace, data: EvaluationSet, embeddings: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors of the classes `[C, V]` and of images `[N, V]`, both on the CPU."""
+    described = data.descriptions if space.config.descriptions else {}
+    names = zip(data.classes, data.class_names, strict=True)
+    weights = space.encode_text([label_text(name, described.get(entity)) for entity, name in names])
+    return weights.cpu(), space.map_image(embeddings.to(weights.device)).cpu()
 
 
 class ImageText(Evaluator):

@@ -1,7 +1,4 @@
-"""Objectives: from embeddings and labels to a loss.
-
-The names are lazy, so that the command line can reach `label_vectors` without importing torch.
-"""
+"""Objectives: from embeddings and labels to a loss; the names are lazy."""
 
 from __future__ import annotations
 
@@ -15,6 +12,7 @@ _PUBLIC = {
     "EntitySoftmax": "mofi_lightning.objectives.entity_softmax",
     "DeViSE": "mofi_lightning.objectives.devise",
     "MultiTask": "mofi_lightning.objectives.multitask",
+    "WeightSchedule": "mofi_lightning.objectives.multitask",
     "MOFI": "mofi_lightning.objectives.mofi",
 }
 
@@ -35,3 +33,4 @@ if TYPE_CHECKING:
     from mofi_lightning.objectives.entity_softmax import EntitySoftmax as EntitySoftmax
     from mofi_lightning.objectives.mofi import MOFI as MOFI
     from mofi_lightning.objectives.multitask import MultiTask as MultiTask
+    from mofi_lightning.objectives.multitask import WeightSchedule as WeightSchedule

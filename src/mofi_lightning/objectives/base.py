@@ -13,6 +13,8 @@ from mofi_lightning.types import Batch, Embeddings, ObjectiveOutput, ObjectiveSp
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
+    from mofi_lightning.encoders.label_space import LabelSpace
+
 
 class Objective(nn.Module, ABC):
     """A loss over embeddings and labels.
@@ -39,6 +41,13 @@ class Objective(nn.Module, ABC):
 
     def after_optimizer_step(self, lr_factor: float) -> None:
         """Update what no optimizer holds; `lr_factor` is the schedule's current share of the peak rate."""
+
+    def label_space(self) -> LabelSpace | None:
+        """The space of label vectors that is exported with the model, if the objective maps images into one.
+
+        It is a module of the objective, and is sharded with it.
+        """
+        return None
 
 
 ObjectiveFactory = Callable[[ObjectiveSpec], Objective]

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, get_args
 
 import torch
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
-from torch.nn import functional as F
 
 from mofi_lightning.distributed import (
     counted_generator,
@@ -22,7 +20,7 @@ from mofi_lightning.distributed import (
     sharded_top1,
     world_size,
 )
-from mofi_lightning.functional import cosface_logits, row_wise_adagrad_
+from mofi_lightning.functional import MarginForm, margin_statistics, row_wise_adagrad_
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec
 
@@ -33,28 +31,34 @@ _BLOCK = 65_536
 
 
 class EntitySoftmax(Objective):
-    """Cosine softmax with a margin over a table of entity vectors (MOFI, arXiv 2306.07952; CosFace's form).
+    """Cosine softmax with a margin over a table of entity vectors (MOFI, arXiv 2306.07952).
+
+    The margin is CosFace's (arXiv 1801.09414) or ArcFace's (arXiv 1801.07698). An entity may have several
+    centres; its cosine is then the largest of theirs (sub-centre ArcFace, Deng et al., ECCV 2020).
 
     Unlabelled rows contribute nothing; the loss is the mean over the labelled rows of the global batch. The
-    table is no optimizer's parameter but a buffer, split by rows over all ranks: `forward` takes the step's
-    rows as a leaf, `after_optimizer_step` updates only those by row-wise Adagrad. So with `num_sampled` the
-    work and the gradient of a step do not grow with the number of entities. Requires 'entity'.
+    table is no optimizer's parameter but a buffer, split by entities over all ranks: `forward` takes the
+    step's rows as a leaf, `after_optimizer_step` updates only those by row-wise Adagrad. So with
+    `num_sampled` the work and the gradient of a step do not grow with the number of entities. The logits
+    never exist as a whole. Requires 'entity'.
 
     In eval mode nothing is updated or counted, and the sampled classes are those of draw 0, the same in every
     validation, so that losses compare along a run and with training, whose number of classes is the same.
 
     Args:
         spec: what the objective is built from; its vocabulary gives the number of entities.
-        margin: m, taken off the target's cosine.
+        margin: m >= 0, taken off the target's cosine (cosface) or added to its angle in radians (arcface).
         scale: s, inverse temperature.
+        form: of the margin.
+        sub_centers: centres an entity; with several, some may take its wrongly labelled images.
         num_sampled: classes of a step (all labels of the global batch, the others uniform); all entities if
             null.
         learning_rate: the table's own peak rate; it follows the schedule of the optimizer.
         seed: of the table's start and of the sampled classes.
 
     Attributes:
-        table: `[C, D]`; on several ranks a DTensor sharded by rows.
-        second_moment: `[C]`, Adagrad's accumulator, sharded alike.
+        table: `[C, S, D]`, the S centres of every entity; on several ranks a DTensor sharded by entities.
+        second_moment: `[C, S]`, Adagrad's accumulator, sharded alike.
         draws: int64 `[1]`, training steps that have sampled so far.
     """
 
@@ -68,6 +72,8 @@ class EntitySoftmax(Objective):
         spec: ObjectiveSpec,
         margin: float = 0.15,
         scale: float = 32.0,
+        form: MarginForm = "cosface",
+        sub_centers: int = 1,
         num_sampled: int | None = None,
         learning_rate: float = 0.1,
         seed: int = 1,
@@ -77,38 +83,35 @@ class EntitySoftmax(Objective):
             raise InputError(
                 "objective EntitySoftmax needs entities, which the data lacks; train on an I2E data set"
             )
-        if num_sampled is not None and num_sampled < 1:
-            raise InputError(
-                f"num_sampled is {num_sampled}; give a positive number, or null for all entities"
-            )
+        _check(margin, scale, form, sub_centers, num_sampled)
         self.num_classes = len(spec.vocabulary)
         self.margin = margin
         self.scale = scale
+        self.form = form
         self.num_sampled = num_sampled or self.num_classes
         self.learning_rate = learning_rate
         self.seed = seed
         own = self._own_rows()
-        self.register_buffer("table", _initial_rows(seed, self.num_classes, own, spec.embed_dim))
-        self.register_buffer("second_moment", torch.zeros(len(own)))
+        shape = (self.num_classes, sub_centers, spec.embed_dim)
+        self.register_buffer("table", _initial_rows(seed, shape, own))
+        self.register_buffer("second_moment", torch.zeros(len(own), sub_centers))
         self.register_buffer("draws", torch.zeros(1, dtype=torch.int64))
-        self._pending: tuple[Tensor, Tensor] | None = None  # the step's local ids and rows
+        self._pending: tuple[Tensor | None, Tensor] | None = None  # the step's local ids and rows
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
         """Loss of the batch; logs the accuracy without margin among the step's classes."""
         # the ranks' gradients of the features are parts of one sum, and data parallelism takes their mean
         features = scale_gradient(gather(embeddings.image), world_size())
         labels = gather_labels(batch["entity"])
-        ids = self._classes(labels)
-        rows = self._rows(ids)
-        cosine = features @ F.normalize(rows, dim=1).T
-        target = _positions(labels, ids + self._own_rows().start)
-        losses = sharded_cross_entropy(cosface_logits(cosine, target, self.margin, self.scale), target)
         labelled = labels >= 0
-        # every rank holds all rows here, so this mean is global already
-        count = labelled.sum().clamp(min=1)
-        loss = torch.where(labelled, losses, torch.zeros_like(losses)).sum() / count
-        accuracy = (sharded_top1(cosine.detach(), target) & labelled).sum() / count
-        return ObjectiveOutput(loss, {"accuracy": accuracy})
+        features, labels = features[labelled], labels[labelled]
+        ids, target = self._classes(labels)
+        found = margin_statistics(features, self._rows(ids), target, self.margin, self.scale, self.form)
+        losses = sharded_cross_entropy(found.logsumexp, found.target_logit)
+        correct = sharded_top1(found.target_cosine, found.largest_cosine)
+        # every rank holds all rows here, so these means are global already
+        count = max(len(labels), 1)
+        return ObjectiveOutput(losses.sum() / count, {"accuracy": correct.sum() / count})
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Make table and second moment DTensors of which this rank holds its rows."""
@@ -142,57 +145,63 @@ class EntitySoftmax(Objective):
         start = min(rank() * share, self.num_classes)
         return range(start, min(start + share, self.num_classes))
 
-    def _classes(self, labels: Tensor) -> Tensor:
-        """Positions, within this rank's rows, of the step's classes: int64 `[K]`, ascending."""
+    def _classes(self, labels: Tensor) -> tuple[Tensor | None, Tensor]:
+        """The step's classes and where the labels `[N]` stand among them, both within this rank's rows.
+
+        The classes are int64 `[K]`, or None for all rows; a label that another rank holds has position -1.
+        """
         own = self._own_rows()
         if self.num_sampled >= self.num_classes:
-            return torch.arange(len(own), device=labels.device)
+            held = (labels >= own.start) & (labels < own.stop)
+            return None, torch.where(held, labels - own.start, -1)
         if self.training:
             self.draws += 1
         draw = int(self.draws) if self.training else 0
-        ids = sample_classes(self.seed, draw, labels, self.num_classes, self.num_sampled)
-        return (ids[(ids >= own.start) & (ids < own.stop)] - own.start).to(labels.device)
+        ids, target = sample_classes(self.seed, draw, labels, self.num_classes, self.num_sampled)
+        held = (ids >= own.start) & (ids < own.stop)
+        position = torch.where(held, held.cumsum(0) - 1, -1)
+        return ids[held] - own.start, position[target]
 
-    def _rows(self, ids: Tensor) -> Tensor:
-        """The table's rows `ids` as `[K, D]`; in training a leaf that waits for `after_optimizer_step`."""
+    def _rows(self, ids: Tensor | None) -> Tensor:
+        """The table's rows `ids` as `[K, S, D]`; in training a leaf that waits for `after_optimizer_step`."""
         if world_size() > 1 and not isinstance(self.table, DTensor):
             raise RuntimeError("EntitySoftmax on several ranks: call shard(mesh) before forward")
         table = _local(self.table)
-        rows = table.detach() if len(ids) == len(table) else table[ids]
+        rows = table.detach() if ids is None else table.index_select(0, ids)
         if self.training and torch.is_grad_enabled():
             rows.requires_grad_()
             self._pending = (ids, rows)
         return rows
 
-    def _load_from_state_dict(self, state_dict: Mapping[str, Any], prefix: str, *args: Any) -> None:
-        saved = state_dict.get(f"{prefix}table")
-        if saved is not None and len(saved) != self.num_classes:
-            raise InputError(
-                f"the checkpoint's table has {len(saved)} entities and the data set {self.num_classes}; "
-                "resume with the data set the run began with"
-            )
-        super()._load_from_state_dict(state_dict, prefix, *args)
+
+def _check(margin: float, scale: float, form: str, sub_centers: int, num_sampled: int | None) -> None:
+    if form not in get_args(MarginForm):
+        raise InputError(f"form is {form!r}; there are {' and '.join(get_args(MarginForm))}")
+    largest = math.pi if form == "arcface" else math.inf
+    if not 0 <= margin < largest:
+        raise InputError(f"margin is {margin}; give a number of at least 0 (for arcface radians, below pi)")
+    if not 0 < scale < math.inf:
+        raise InputError(f"scale is {scale}; it must be positive")
+    if sub_centers < 1:
+        raise InputError(f"sub_centers is {sub_centers}; give a positive number")
+    if num_sampled is not None and num_sampled < 1:
+        raise InputError(f"num_sampled is {num_sampled}; give a positive number, or null for all entities")
 
 
-def _initial_rows(seed: int, num_classes: int, own: range, dim: int) -> Tensor:
+def _initial_rows(seed: int, shape: tuple[int, int, int], own: range) -> Tensor:
     """The rows `own` of the table at its start, about unit norm, the same however the table is split."""
-    table = torch.empty(len(own), dim)
+    num_classes, *centers = shape
+    table = torch.empty(len(own), *centers)
     for first in range(own.start - own.start % _BLOCK, own.stop, _BLOCK):
         block = range(first, min(first + _BLOCK, num_classes))
         generator = counted_generator(seed, first // _BLOCK)
-        values = torch.randn(len(block), dim, generator=generator, device="cpu", dtype=torch.float32)
+        values = torch.randn(len(block), *centers, generator=generator, device="cpu", dtype=torch.float32)
         start, stop = max(own.start, block.start), min(own.stop, block.stop)
-        table[start - own.start : stop - own.start] = values[start - first : stop - first] / math.sqrt(dim)
+        table[start - own.start : stop - own.start] = values[start - first : stop - first] / math.sqrt(
+            shape[-1]
+        )
     return table
 
 
 def _local(tensor: Tensor) -> Tensor:
     return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _positions(labels: Tensor, ids: Tensor) -> Tensor:
-    """Where the labels `[N]` stand among the ascending `ids` `[K]`; -1 for those that do not."""
-    if not len(ids):
-        return torch.full_like(labels, -1)
-    position = torch.searchsorted(ids, labels).clamp(max=len(ids) - 1)
-    return torch.where(ids[position] == labels, position, -1)

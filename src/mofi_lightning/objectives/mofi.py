@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from mofi_lightning.objectives.base import ObjectiveFactory
 from mofi_lightning.objectives.contrastive import CLIP
 from mofi_lightning.objectives.entity_softmax import EntitySoftmax
-from mofi_lightning.objectives.multitask import MultiTask
+from mofi_lightning.objectives.multitask import MultiTask, WeightSchedule
 from mofi_lightning.types import InputError, ObjectiveSpec
 
 
@@ -14,7 +16,7 @@ class MOFI(MultiTask):
 
     Args:
         spec: what the objectives are built from.
-        entity_weight: w, 0..1.
+        entity_weight: w, 0..1, a number or a schedule.
         entity: the supervised objective.
         contrastive: the image-text objective.
     """
@@ -22,14 +24,24 @@ class MOFI(MultiTask):
     def __init__(
         self,
         spec: ObjectiveSpec,
-        entity_weight: float = 0.5,
+        entity_weight: float | WeightSchedule = 0.5,
         entity: ObjectiveFactory = EntitySoftmax,
         contrastive: ObjectiveFactory = CLIP,
     ) -> None:
-        if not 0 <= entity_weight <= 1:
-            raise InputError(f"entity_weight is {entity_weight}; give a share between 0 and 1")
+        ends = (
+            (entity_weight.start, entity_weight.end)
+            if isinstance(entity_weight, WeightSchedule)
+            else (entity_weight,)
+        )
+        if not all(0 <= end <= 1 for end in ends):
+            raise InputError(f"entity_weight is {entity_weight}; give shares between 0 and 1")
+        rest = (
+            replace(entity_weight, start=1 - entity_weight.start, end=1 - entity_weight.end)
+            if isinstance(entity_weight, WeightSchedule)
+            else 1 - entity_weight
+        )
         super().__init__(
             spec,
             {"entity": entity, "contrastive": contrastive},
-            {"entity": entity_weight, "contrastive": 1 - entity_weight},
+            {"entity": entity_weight, "contrastive": rest},
         )

@@ -26,6 +26,7 @@ class Kind(Enum):
     IMAGE = "encoded images (binary)"
     TEXT = "texts (string)"
     TEXTS = "lists of texts (list of string)"
+    VECTOR = "vectors (list of float)"
 
     def accepts(self, found: pa.DataType) -> bool:
         """Whether a column of the type `found`, or a dictionary of it, holds this."""
@@ -47,6 +48,10 @@ class Kind(Enum):
             case Kind.IMAGE:
                 is_binary = types.is_binary(found) or types.is_large_binary(found)
                 return is_binary or types.is_binary_view(found) or types.is_null(found)
+            case Kind.VECTOR:
+                is_list = types.is_list(found) or types.is_large_list(found)
+                is_list = is_list or types.is_fixed_size_list(found)
+                return is_list and types.is_floating(found.value_type)
 
 
 # the columns of the files that `mofi pairs` writes

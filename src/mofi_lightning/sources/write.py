@@ -10,8 +10,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from rich.console import Console
-from rich.progress import Progress
 
+from mofi_lightning.progress import track
 from mofi_lightning.sources.base import Source
 from mofi_lightning.types import InputError
 
@@ -63,9 +63,8 @@ def write_pairs(source: Source, output: Path) -> None:
     for split in source.splits:
         if split not in missing:
             split_of_key.update(dict.fromkeys(_keys(_split_file(output, split)), split))
-    with Progress(console=Console(stderr=True)) as progress:
-        for split in missing:
-            _write_split(source, split, output, split_of_key, progress)
+    for split in missing:
+        _write_split(source, split, output, split_of_key)
     _merge_truth(output, source.splits)
 
     for split in source.splits:
@@ -74,17 +73,14 @@ def write_pairs(source: Source, output: Path) -> None:
         console.print(f"knowledge base: {pq.read_metadata(knowledge_base).num_rows:,} entities")
 
 
-def _write_split(
-    source: Source, split: str, output: Path, split_of_key: dict[str, str], progress: Progress
-) -> None:
+def _write_split(source: Source, split: str, output: Path, split_of_key: dict[str, str]) -> None:
     # the truth first: a split that is there has its truth
     truth: list[dict[str, str]] = []
     keys_before = len(split_of_key)
     with _writer(_split_file(output, split), _PAIRS) as writer:
         rows: list[dict[str, object]] = []
         size = 0
-        pairs = progress.track(source.pairs(split), source.count(split), description=f"pairs: {split}")
-        for pair in pairs:
+        for pair in track(source.pairs(split), f"pairs: {split}", source.count(split)):
             if pair.key in split_of_key:
                 raise InputError(
                     f"key {pair.key!r} comes twice ({split_of_key[pair.key]}, {split}); keys must be unique"

@@ -9,10 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "EncoderReport": "mofi_lightning.testing.encoder_check",
+    "check_encoder": "mofi_lightning.testing.encoder_check",
+    "ObjectiveReport": "mofi_lightning.testing.objective_check",
+    "check_objective": "mofi_lightning.testing.objective_check",
     "GlooPool": "mofi_lightning.testing.processes",
     "shared_processes": "mofi_lightning.testing.processes",
     "SyntheticDataModule": "mofi_lightning.testing.synthetic",
-    "synthetic_vocabulary": "mofi_lightning.testing.synthetic",
+    "synthetic_vocabulary": "mofi_lightning.testing.batches",
 }
 
 __all__ = list(_PUBLIC)
@@ -25,7 +29,11 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
+    from mofi_lightning.testing.batches import synthetic_vocabulary as synthetic_vocabulary
+    from mofi_lightning.testing.encoder_check import EncoderReport as EncoderReport
+    from mofi_lightning.testing.encoder_check import check_encoder as check_encoder
+    from mofi_lightning.testing.objective_check import ObjectiveReport as ObjectiveReport
+    from mofi_lightning.testing.objective_check import check_objective as check_objective
     from mofi_lightning.testing.processes import GlooPool as GlooPool
     from mofi_lightning.testing.processes import shared_processes as shared_processes
     from mofi_lightning.testing.synthetic import SyntheticDataModule as SyntheticDataModule
-    from mofi_lightning.testing.synthetic import synthetic_vocabulary as synthetic_vocabulary

@@ -1,4 +1,4 @@
-"""Synthetic data that trains in seconds, as batches and as a datamodule."""
+"""Synthetic images and texts that train in seconds."""
 
 from __future__ import annotations
 
@@ -9,24 +9,11 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch import Tensor
 
-from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.tokenizer import Tokenizer
+from mofi_lightning.testing.batches import synthetic_vocabulary
 from mofi_lightning.types import Batch, InputError, Tokens
-
-_SYLLABLES = ("ba", "do", "fi", "ku", "la", "mo", "ne", "pi", "ru", "ta")
-
-
-def synthetic_vocabulary(num_entities: int) -> EntityVocabulary:
-    """Entities with pronounceable names, the same for every call."""
-    names = [" ".join(_SYLLABLES[int(digit)] for digit in f"{number:04d}") for number in range(num_entities)]
-    return EntityVocabulary.from_columns(
-        ids=[f"S{number:06d}" for number in range(num_entities)],
-        names=names,
-        descriptions=[f"pattern number {number}" for number in range(num_entities)],
-        counts=[100] * num_entities,
-    )
 
 
 class _SyntheticLoader:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import TQDMProgressBar
 from torch import Tensor
 
 from mofi_lightning.distributed import gather
@@ -101,6 +102,18 @@ class RunSummary(Callback):
             partial = path.with_suffix(".partial")
             partial.write_text(json.dumps(summary, indent=2) + "\n")
             os.replace(partial, path)
+
+
+class StepProgressBar(TQDMProgressBar):
+    """The bar of the steps, without the number of the log folder that Lightning adds."""
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        """What was logged for the bar."""
+        metrics = super().get_metrics(trainer, pl_module)
+        metrics.pop("v_num", None)
+        return metrics
 
 
 class RetrievalValidation(Callback):

@@ -2,32 +2,38 @@
 
 from __future__ import annotations
 
-import importlib.util
-import logging
-import os
-import warnings
+import sys
 from pathlib import Path
 from typing import Any
 
 import jsonargparse
-import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar, TQDMProgressBar
 from lightning.pytorch.cli import LightningCLI
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 
 # the first two so that short class names (I2EDataModule, MOFI, ...) resolve in YAML
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
-from mofi_lightning.training.callbacks import RunSummary
 from mofi_lightning.training.checkpointing import (
     AtomicCheckpointIO,
-    StepCheckpoint,
+    explain_mismatch,
+    is_exported,
     latest_checkpoint,
+    refuse_earlier_run,
+    step_of,
+)
+from mofi_lightning.training.defaults import (
+    cap_workers,
+    default_callbacks,
+    default_loggers,
+    probe,
+    quiet,
+    say,
+    share_cores,
 )
 from mofi_lightning.training.module import PretrainingModule
+from mofi_lightning.training.options import refuse_unknown_sections, short_help, usage
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
 from mofi_lightning.types import InputError
 
@@ -46,40 +52,77 @@ class PretrainingCLI(LightningCLI):
             "validate": {"model", "dataloaders", "datamodule"},
         }
 
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> Any:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        parser.usage = usage(subcommand)
+        (ckpt_path,) = (action for action in parser._actions if action.dest == "ckpt_path")
+        ckpt_path.help = "A checkpoint of `mofi fit`, or 'last' for the newest in trainer.default_root_dir."
+        return parser
+
+    def parse_arguments(self, parser: Any, args: Any) -> None:
+        """Parse, and refuse the unknown empty sections of YAML files, which the parser passes over."""
+        super().parse_arguments(parser, args)
+        verb = self.config.get("subcommand")
+        refuse_unknown_sections(args, self.config[verb] if verb else self.config)
+
     def _parse_ckpt_path(self) -> None:
         """Keep the YAML: LightningCLI would let a checkpoint's hyperparameters overrule it."""
 
     def before_instantiate_classes(self) -> None:
-        """Resolve `ckpt_path: last` to the run's newest checkpoint, and refuse what is no checkpoint."""
+        """Settle where the run starts, before anything is built; a finished run ends here."""
         if self.subcommand is None:
             return
         config = self.config[self.subcommand]
-        if config.get("ckpt_path") == "last":
-            newest = latest_checkpoint(_root(config.trainer))
-            config.ckpt_path = str(newest) if newest else None
-            print(f"resuming from {newest}" if newest else "no checkpoint yet: training starts at step 0")
-        if config.get("ckpt_path"):
-            checkpoint.check(Path(config.ckpt_path))
+        root = _root(config.trainer)
+        if self.subcommand == "fit":
+            path = _start_of_training(config.get("ckpt_path"), root, config.trainer.max_steps)
+        else:
+            path = _to_validate(config.get("ckpt_path"), root)
+        if path is not None:
+            _check_checkpoint(path)
+            say(f"{'resuming from' if self.subcommand == 'fit' else 'validating'} {path}")
+        config.ckpt_path = path and str(path)
         if config.get("weights_only") is None:
             config.weights_only = True
+
+    def fit(self, ckpt_path: str | None = None, **options: Any) -> None:
+        """Train, and say where the model is."""
+        with explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
+            self.trainer.fit(ckpt_path=ckpt_path, **options)
+        if self.trainer.global_step >= self.trainer.max_steps:
+            say(f"model -> {Path(self.trainer.default_root_dir) / 'model'}")
+
+    def validate(self, ckpt_path: str | None = None, **options: Any) -> None:
+        """Validate once."""
+        if getattr(self.datamodule, "validation", True) is None:
+            raise InputError(
+                "mofi validate needs held-out rows; set data.validation "
+                "(for instance --data.init_args.validation data/validation)"
+            )
+        with explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
+            self.trainer.validate(ckpt_path=ckpt_path, **options)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         """The trainer, with our strategy, checkpoints and loggers unless others were asked for."""
         config = {**self._get(self.config_init, "trainer", default={}), **kwargs}
         root = _root(config)
         config["default_root_dir"] = str(root)
-        config["callbacks"] = _default_callbacks(
+        config["callbacks"] = default_callbacks(
             config.get("callbacks"), config.get("enable_checkpointing"), config.get("enable_progress_bar")
         )
+        interval = config.get("log_every_n_steps")
+        if 0 < config["max_steps"] < (50 if interval is None else interval):  # 50 is Lightning's own
+            config["log_every_n_steps"] = config["max_steps"]
         if config.get("logger") in (None, True):
-            config["logger"] = _default_loggers(root)
+            config["logger"] = default_loggers(root)
         if str(config.get("strategy")).rpartition(".")[2] == ShardedStrategy.__name__:
             config["strategy"] = ShardedStrategy()  # the parser leaves a bare name as it is
         require_sharded(config.get("strategy"))
-        probe = _probe(config)
-        processes = probe.num_devices * probe.num_nodes
-        if isinstance(probe.accelerator, CPUAccelerator):
-            _share_cores(probe.num_devices, getattr(self.datamodule, "num_workers", 0))
+        bare = probe(config)
+        processes = bare.num_devices * bare.num_nodes
+        cap_workers(self.datamodule, bare.num_devices)
+        if isinstance(bare.accelerator, CPUAccelerator):
+            share_cores(bare.num_devices, getattr(self.datamodule, "num_workers", 0))
         if processes > 1 and config.get("strategy") in (None, "auto"):
             config["strategy"] = ShardedStrategy()
         if processes == 1:
@@ -95,47 +138,52 @@ def _root(trainer_config: Any) -> Path:
     return Path(trainer_config.get("default_root_dir") or "runs/fit")
 
 
-def _quiet() -> None:
-    """Keep Lightning's tips and the advice that does not apply to streams of known length off the screen."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
-    warnings.filterwarnings("ignore", ".*does not have many workers.*")
-    warnings.filterwarnings("ignore", ".*sync_dist=True.*")
-    warnings.filterwarnings("ignore", "Checkpoint directory .* exists and is not empty")
-    warnings.filterwarnings("ignore", "Be aware that when using `ckpt_path`, callbacks used to create")
-    warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
-    warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
+def _start_of_training(path: str | None, root: Path, max_steps: int) -> Path | None:
+    """The checkpoint that training goes on from; None to start at step 0. Ends a run that is finished."""
+    if path not in (None, "last"):
+        return Path(path)
+    newest = latest_checkpoint(root) if path else None
+    if newest is None:
+        refuse_earlier_run(root)
+        if path:
+            say("no checkpoint yet: training starts at step 0")
+        return None
+    if not 0 < max_steps <= step_of(newest):
+        return newest
+    finished = f"already at step {step_of(newest)} of max_steps {max_steps}: "
+    if not is_exported(root, newest):
+        say(f"{finished}only the model is written")
+        return newest
+    say(f"{finished}nothing to train; raise trainer.max_steps to go on")
+    sys.exit(0)
 
 
-def _default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool | None) -> list[Callback]:
-    callbacks = list(given) if isinstance(given, list) else [given] if given else []
-    if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
-        callbacks.append(StepCheckpoint())
-    if not any(isinstance(c, RunSummary) for c in callbacks):
-        callbacks.append(RunSummary())
-    if progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-        callbacks.append(TQDMProgressBar(refresh_rate=10))
-    return callbacks
+def _to_validate(path: str | None, root: Path) -> Path:
+    if path is None:
+        raise InputError(
+            "mofi validate needs a checkpoint; give --ckpt_path FILE, or --ckpt_path last for the newest of "
+            f"trainer.default_root_dir ({root})"
+        )
+    found = latest_checkpoint(root) if path == "last" else Path(path)
+    if found is None:
+        raise InputError(
+            f"there is no checkpoint in {root / 'checkpoints'}; give --ckpt_path FILE or another "
+            "trainer.default_root_dir"
+        )
+    return found
 
 
-def _default_loggers(root: Path) -> list[Logger]:
-    loggers: list[Logger] = [CSVLogger(root, name="logs")]
-    if importlib.util.find_spec("tensorboard"):
-        loggers.append(TensorBoardLogger(root, name="logs", version=loggers[0].version))
-    return loggers
-
-
-def _probe(config: dict[str, Any]) -> Trainer:
-    """A bare trainer that tells what devices there are: 'auto', a count, a list, torchrun's or SLURM's."""
-    names = ("accelerator", "devices", "num_nodes")
-    return Trainer(
-        **{name: config[name] for name in names if config.get(name) is not None},
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-    )
+def _check_checkpoint(path: Path) -> None:
+    """Refuse what is no checkpoint, and say which one is meant where `path` is the folder of a run."""
+    inside = latest_checkpoint(path)
+    if inside is not None:
+        raise InputError(f"{path} is the folder of a run, not a checkpoint; its newest is {inside}")
+    if (path / checkpoint.CONFIG_FILE).is_file():
+        raise InputError(
+            f"{path} is a model, not a checkpoint, which also holds the objective and the optimizer; "
+            f"checkpoints are in {path.parent / 'checkpoints'}"
+        )
+    checkpoint.check(path)
 
 
 def _check_processes(path: str | None, processes: int) -> None:
@@ -144,12 +192,6 @@ def _check_processes(path: str | None, processes: int) -> None:
         raise InputError(
             f"checkpoint {path} was written by {wrote}, this run has {processes}; resume it as it was begun"
         )
-
-
-def _share_cores(processes: int, workers: int) -> None:
-    """Leave a core to each loader: threads that wait for one another on a busy core cost tenfold."""
-    if "OMP_NUM_THREADS" not in os.environ:
-        torch.set_num_threads(max(1, torch.get_num_threads() // processes - workers))
 
 
 def build(words: list[str], run: bool = True) -> PretrainingCLI:
@@ -168,7 +210,7 @@ def build(words: list[str], run: bool = True) -> PretrainingCLI:
             "strategy": {"class_path": "mofi_lightning.training.ShardedStrategy"},
         },
         save_config_kwargs={"overwrite": True},
-        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False},
+        parser_kwargs={"parser_mode": "omegaconf+", "exit_on_error": False, "allow_abbrev": False},
         args=words,
         run=run,
     )
@@ -183,5 +225,9 @@ def run(words: list[str]) -> None:
     Raises:
         ArgumentError: the options are wrong.
     """
-    _quiet()
-    build(words)
+    verb, *rest = words
+    if rest in (["-h"], ["--help"]):
+        print(short_help(verb))
+        return
+    quiet()
+    build([verb, "--help"] if rest == ["--help", "all"] else words)

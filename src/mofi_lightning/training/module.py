@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,13 @@ from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.distributed import gather_labels
 from mofi_lightning.distributed.parallelize import parallelize
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.training.checkpointing import export_model
 from mofi_lightning.training.optimization import Optimization
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
+from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 from mofi_lightning.types import Batch, InputError, ObjectiveOutput, ObjectiveSpec
 
 
@@ -35,21 +37,33 @@ class PretrainingModule(LightningModule):
         encoder: what the DualEncoder is built from.
         objective: makes the objective from the spec (sizes and vocabulary come from encoder and data).
         optimization: AdamW and its schedule.
+        init_from: start from the weights of a model folder, a run or a checkpoint; what fits is taken, what
+            is missing or unexpected is reported. To go on with a run, use --ckpt_path instead.
+        freeze: shell patterns of parameters that keep their values, such as 'model.image.*' or
+            'model.image.encoder.*' (all but the projection).
+        teacher: a frozen image encoder for objectives that learn from one; not part of the model.
     """
 
     model: DualEncoder
     objective: Objective
+    teacher: Teacher | None
 
     def __init__(
         self,
         encoder: DualEncoderConfig = DualEncoderConfig(),  # noqa: B008 (frozen dataclass; shown by --help)
         objective: Callable[[ObjectiveSpec], Objective] = CLIP,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen dataclass; shown by --help)
+        init_from: str | None = None,
+        freeze: Sequence[str] = (),
+        teacher: TeacherConfig | None = None,
     ) -> None:
         super().__init__()
         self.encoder_config = encoder
         self.make_objective = objective
         self.optimization = optimization
+        self.init_from = init_from
+        self.frozen = list(freeze)
+        self.teacher_config = teacher
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise train something wrong without a word."""
@@ -79,14 +93,28 @@ class PretrainingModule(LightningModule):
             self.model = DualEncoder.from_config(self.encoder_config)
             data = self._data()
             data.use(self.model.preprocess, self.model.tokenizer, self._context_length())
+            self.teacher = None if self.teacher_config is None else Teacher(self.teacher_config)
             self.objective = self.make_objective(
-                ObjectiveSpec(self.model.embed_dim, self.model.feature_dim, data.vocabulary)
+                ObjectiveSpec(
+                    self.model.embed_dim,
+                    self.model.feature_dim,
+                    data.vocabulary,
+                    text_feature_dim=None if self.model.text is None else self.model.text.encoder.feature_dim,
+                    teacher_dim=None if self.teacher is None else self.teacher.dim,
+                )
             )
         self._seed = seed
         self._check_requirements()
+        if self.init_from is not None and self.trainer.ckpt_path is None:
+            report = initialise(self.model, self.objective.label_space(), self.init_from)
+            if self.trainer.is_global_zero:
+                print(report)
+        freeze(self, self.frozen)
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            towers = [tower for tower in (self.model.image, self.model.text) if tower is not None]
+            candidates = (self.model.image, self.model.text, self.teacher)
+            towers = [tower for tower in candidates if tower is not None]
+            _refuse_unsynchronised_statistics(self)
             bf16 = self.trainer.precision == "bf16-mixed"
             parallelize(towers, self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
 
@@ -106,22 +134,42 @@ class PretrainingModule(LightningModule):
             carried -= {"text"}
         elif "text" in carried:
             carried |= {"text_tokens"}
+        if self.teacher is not None:
+            carried |= {"teacher"}
+            if "teacher" not in self.objective.requires:
+                name = type(self.objective).__name__
+                raise InputError(
+                    f"model.teacher is set but objective {name!r} learns from none; leave it out"
+                )
         for field in sorted(self.objective.requires - carried):
             listing = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in sources.items())
             way_out = f"which no source carries ({listing})"
             if field.startswith("text") and self.model.text is None:
                 way_out = "but the model has no text tower; set model.encoder.text"
+            if field == "teacher":
+                way_out = "but there is none; set model.teacher.image"
             raise InputError(f"objective {type(self.objective).__name__!r} needs {field!r}, {way_out}")
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Encode `batch` once and evaluate the objective in full precision."""
         requires = self.objective.requires
+        encoded = batch
+        if not requires & {"text", "text_tokens"}:  # a text tower that nothing trains is not run
+            encoded = {name: value for name, value in batch.items() if name != "text"}  # type: ignore[assignment]
         embeddings = self.model(
-            batch, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
+            encoded, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
         )
+        if self.teacher is not None:
+            embeddings = replace(embeddings, teacher=self.teacher(batch["image"]))
         with torch.autocast(self.device.type, enabled=False):
             output: ObjectiveOutput = self.objective(embeddings, batch)
         return output
+
+    def train(self, mode: bool = True) -> PretrainingModule:
+        """Training mode for all but what is frozen."""
+        super().train(mode)
+        keep_frozen_in_eval(self)
+        return self
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the rank's rows."""
@@ -178,11 +226,14 @@ class PretrainingModule(LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `mofi_lightning.load` needs, as plain values."""
         vocabulary = self._data().vocabulary
-        tokenizer = self.model.tokenizer
-        checkpoint["dual_encoder"] = {
+        tokenizer, space = self.model.tokenizer, self.objective.label_space()
+        described = checkpoint["dual_encoder"] = {
             "config": asdict(self.model.config),
             "tokenizer": None if tokenizer is None else tokenizer.to_json(),
         }
+        if space is not None:
+            module = next(name for name, part in self.named_modules() if part is space)
+            described["label_space"] = {"config": asdict(space.config), "module": module}
         checkpoint["vocabulary"] = {
             "entities": len(vocabulary or ()),
             "fingerprint": _fingerprint(vocabulary),
@@ -210,8 +261,17 @@ class PretrainingModule(LightningModule):
     def on_fit_end(self) -> None:
         """Write the model folder, unless training was interrupted."""
         if self.global_step >= self.trainer.max_steps:
-            export_model(
-                self.model, Path(self.trainer.default_root_dir) / "model", self.trainer.is_global_zero
+            folder = Path(self.trainer.default_root_dir) / "model"
+            export_model(self.model, self.objective.label_space(), folder, self.trainer.is_global_zero)
+
+
+def _refuse_unsynchronised_statistics(module: torch.nn.Module) -> None:
+    """Running statistics are buffers, which sharding does not synchronise: ranks would differ in them."""
+    for name, child in module.named_modules():
+        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm) and child.training:
+            raise InputError(
+                f"{name} is a BatchNorm, whose statistics several processes would not share; freeze the "
+                "encoder (model.freeze), choose one without BatchNorm, or train on one process"
             )
 
 

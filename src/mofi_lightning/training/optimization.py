@@ -41,6 +41,8 @@ class Optimization:
     def optimizer(self, modules: Iterable[nn.Module]) -> torch.optim.AdamW:
         """AdamW over the trainable parameters of `modules`, in two groups: decayed and not."""
         parameters = [p for module in modules for p in module.parameters() if p.requires_grad]
+        if not parameters:
+            raise InputError("every parameter is frozen; freeze less")
         groups = [
             {"params": [p for p in parameters if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in parameters if p.ndim < 2], "weight_decay": 0.0},

@@ -1,0 +1,1 @@
+"""What the objectives cost, in time and memory, beside their peers."""

@@ -1,0 +1,90 @@
+"""Around the parser of `mofi fit` and `mofi validate`: a short help, and what the parser passes over."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+from jsonargparse import Namespace
+
+from mofi_lightning.types import InputError
+
+_HELP = """
+Every setting of the YAML files is an option, too; what comes later counts.
+
+set most often:
+  --trainer.max_steps N              length of the run
+  --trainer.default_root_dir DIR     receives model/, checkpoints/, logs/ and summary.json
+  --trainer.val_check_interval N     steps between two validations
+  --trainer.accelerator cpu          or gpu; found by itself
+  --trainer.devices N                processes
+  --trainer.precision bf16-mixed     half precision in the encoders
+  --ckpt_path last                   the newest checkpoint in default_root_dir, or FILE; fit goes on from it
+  --model.encoder.image NAME         image tower; `mofi backbones` lists them
+  --model.encoder.preprocess.size N  pixels a side
+  --model.objective NAME             CLIP, EntitySoftmax, DeViSE, MOFI, MultiTask or package.Class
+  --model.optimization.lr X          peak learning rate
+  --model.init_from PATH             start from the weights of a trained model
+  --data.init_args.num_workers N     processes that load data
+  --seed_everything N
+
+look further:
+  --print_config                     the whole configuration that results
+  --model.objective.help NAME        options of an objective; --data.help I2EDataModule: of the data
+  --trainer.callbacks.help NAME      options of StepCheckpoint (every_n_steps), RetrievalValidation, ...
+  --help all                         every option
+"""
+
+
+def usage(verb: str) -> str:
+    """The first line of the help of `verb`."""
+    return f"mofi {verb} --config FILE [--config FILE ...] [--OPTION VALUE ...]"
+
+
+def short_help(verb: str) -> str:
+    """What to set most often, and where to read of the rest."""
+    return f"usage: {usage(verb)}\n{_HELP}"
+
+
+def refuse_unknown_sections(words: Sequence[str], config: Namespace) -> None:
+    """Refuse keys of YAML files that are misspelt and empty, which the parser takes for nothing.
+
+    Args:
+        words: of the command line, with `--config FILE`.
+        config: what the parser made of them, defaults included.
+
+    Raises:
+        InputError: a file has an empty mapping under a key that does not exist.
+    """
+    for file in _config_files(words):
+        for keys in _empty_sections(yaml.safe_load(file.read_text())):
+            if not _is_known(config, keys):
+                raise InputError(f"{file}: option '{'.'.join(keys)}' is not accepted")
+
+
+def _config_files(words: Sequence[str]) -> Iterator[Path]:
+    for word, following in zip(words, [*words[1:], ""], strict=True):
+        name, equals, value = word.partition("=")
+        if name in ("--config", "-c"):
+            yield Path(value if equals else following)
+
+
+def _empty_sections(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:
+    """The keys that lead to an empty mapping in a parsed YAML file."""
+    if isinstance(node, dict):
+        for key, value in node.items():
+            yield from _empty_sections(value, (*keys, str(key)))
+        if keys and not node and keys[-1] != "init_args":
+            yield keys
+
+
+def _is_known(config: Any, keys: tuple[str, ...]) -> bool:
+    for key in keys:
+        if not isinstance(config, dict | Namespace):
+            return True
+        if key not in config:
+            return False
+        config = config[key]
+    return True

@@ -1,0 +1,103 @@
+"""Warm starts: weights of another run as a start, and what of a model is kept as it is."""
+
+from __future__ import annotations
+
+import difflib
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from mofi_lightning.encoders import checkpoint
+from mofi_lightning.encoders.dual_encoder import DualEncoder
+from mofi_lightning.types import InputError
+
+if TYPE_CHECKING:
+    from mofi_lightning.encoders.label_space import LabelSpace
+
+_SHOWN = 3
+
+
+def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) -> str:
+    """Take the weights of the same names and shapes from a trained model; objective and optimizer start anew.
+
+    Args:
+        model: receives them.
+        label_space: of the objective, whose map continues where both have one.
+        path: a model folder, the folder of a run, or a checkpoint.
+
+    Returns:
+        What was taken, what kept its own start and what had no use, for the user.
+
+    Raises:
+        InputError: there is no model, or nothing of it fits.
+    """
+    weights = checkpoint.read(Path(path)).weights
+    own: dict[str, Tensor] = dict(model.state_dict())
+    if label_space is not None:
+        own |= {f"label_space.{name}": value for name, value in label_space.state_dict().items()}
+    shared = own.keys() & weights.keys()
+    fitting = [name for name in own if name in shared and own[name].shape == weights[name].shape]
+    other_shape = [
+        f"{name} {list(weights[name].shape)} for {list(own[name].shape)}"
+        for name in own
+        if name in shared and own[name].shape != weights[name].shape
+    ]
+    if not fitting:
+        raise InputError(
+            f"init_from {path!r}: none of its {len(weights)} tensors fits this model; its first is "
+            f"{next(iter(weights), 'none')!r}, this model's is {next(iter(own))!r}"
+        )
+    with torch.no_grad():
+        for name in fitting:
+            own[name].copy_(weights[name])
+    parts = [f"init_from {path}: {len(fitting)} of {len(own)} tensors taken"]
+    for what, names in (
+        ("missing there, keep their start", [name for name in own if name not in weights]),
+        ("of another shape, keep their start", other_shape),
+        ("unexpected, left out", [name for name in weights if name not in own]),
+    ):
+        if names:
+            more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+            parts.append(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
+    return "\n  ".join(parts)
+
+
+def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
+    """Let the parameters whose names match one of the shell `patterns` keep their values.
+
+    Modules whose parameters are all frozen are put into evaluation mode: no dropout, no batch statistics.
+
+    Args:
+        module: its parameters are called, for instance, `model.image.encoder.blocks.0.norm.weight`.
+        patterns: `*` matches dots too; `model.image.*` is the whole image tower.
+
+    Raises:
+        InputError: a pattern matches nothing, or nothing would be left to train.
+    """
+    parameters = dict(module.named_parameters())
+    for pattern in patterns:
+        matching = fnmatch.filter(parameters, pattern)
+        if not matching:
+            prefixes = {name[:dot] for name in parameters for dot, c in enumerate(name) if c == "."}
+            near = difflib.get_close_matches(pattern.rstrip(".*"), sorted(prefixes), 1, cutoff=0.3)
+            hint = f"did you mean {near[0] + '.*'!r}?" if near else f"one is {next(iter(parameters), '')!r}"
+            raise InputError(f"freeze pattern {pattern!r} matches no parameter; {hint}")
+        for name in matching:
+            parameters[name].requires_grad_(False)
+    if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
+        raise InputError(f"freeze {list(patterns)} leaves no parameter to train; freeze less")
+    keep_frozen_in_eval(module)
+
+
+def keep_frozen_in_eval(module: nn.Module) -> None:
+    """Put modules all of whose parameters are frozen into evaluation mode."""
+    parameters = list(module.parameters())
+    if parameters and not any(parameter.requires_grad for parameter in parameters):
+        module.eval()
+        return
+    for child in module.children():
+        keep_frozen_in_eval(child)

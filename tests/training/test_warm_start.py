@@ -1,0 +1,202 @@
+"""Warm starts, freezing and the teacher, on one process and on two."""
+
+from __future__ import annotations
+
+import copy
+import functools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import seed_everything
+from tests.training.runs import ENCODER, trainer, whole
+from torch.nn import functional as F
+
+from mofi_lightning import Batch, Embeddings, InputError, Objective, ObjectiveOutput, ObjectiveSpec, load
+from mofi_lightning.distributed import global_mean
+from mofi_lightning.encoders import checkpoint
+from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
+from mofi_lightning.objectives import CLIP
+from mofi_lightning.testing import SyntheticDataModule
+from mofi_lightning.training import Optimization, PretrainingModule
+from mofi_lightning.training.warm_start import freeze, initialise
+
+
+class Distillation(Objective):
+    """Squared distance of the mapped image to the teacher's vector."""
+
+    requires = frozenset({"teacher"})
+
+    def __init__(self, spec: ObjectiveSpec) -> None:
+        super().__init__()
+        assert spec.teacher_dim is not None
+        self.map = torch.nn.Linear(spec.embed_dim, spec.teacher_dim)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
+        distance = (self.map(embeddings.image) - embeddings.teacher).square().sum(1)
+        return ObjectiveOutput(global_mean(distance, torch.ones_like(distance, dtype=torch.bool)), {})
+
+
+def train(
+    root: str, steps: int, objective: Any = CLIP, encoder: Any = ENCODER, **options: Any
+) -> dict[str, Any]:
+    """States before and after training in fp64."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        seed_everything(3, verbose=False)
+        model = PretrainingModule(encoder, objective, Optimization(lr=1e-2, warmup_steps=1), **options)
+        states: list[dict[str, torch.Tensor]] = []
+
+        def remember() -> None:
+            states.append({name: whole(value) for name, value in model.state_dict().items()})
+
+        model.on_fit_start = remember  # type: ignore[method-assign]
+        trainer(Path(root), steps).fit(model, datamodule=SyntheticDataModule(rows=16, num_entities=20))
+        remember()
+        return {"before": states[0], "after": states[1]}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def changed(result: dict[str, Any]) -> set[str]:
+    return {name for name, value in result["after"].items() if not torch.equal(value, result["before"][name])}
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> None:
+    assert a.keys() == b.keys()
+    for name in a:
+        torch.testing.assert_close(a[name], b[name], rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_frozen_parameters_keep_their_values_on_one_process_and_on_two(pool, tmp_path):
+    patterns = ["model.image.encoder.*", "objective.logit_scale"]
+    one = train(str(tmp_path / "one"), 3, freeze=patterns)
+    two = pool(2, functools.partial(train, freeze=patterns), str(tmp_path / "two"), 3)
+    moved = changed(one)
+    assert "model.image.projection.weight" in moved
+    assert any(name.startswith("model.text.encoder.") for name in moved)
+    assert not any(name.startswith(("model.image.encoder.", "objective.")) for name in moved)
+    same(two[0]["after"], one["after"])
+
+
+def test_frozen_batch_norm_keeps_its_statistics(tmp_path):
+    encoder = DualEncoderConfig(image="timm/test_resnet", embed_dim=8, text=ENCODER.text)
+    statistics = {
+        "model.image.encoder.model.bn1.running_mean",
+        "model.image.encoder.model.bn1.num_batches_tracked",
+    }
+    assert statistics <= changed(train(str(tmp_path / "free"), 2, encoder=encoder))
+    frozen = train(str(tmp_path / "frozen"), 2, encoder=encoder, freeze=["model.image.encoder.*"])
+    assert {name for name in changed(frozen) if "image" in name} == {"model.image.projection.weight"}
+
+
+def test_batch_norm_in_training_is_refused_on_several_processes(pool, tmp_path):
+    encoder = DualEncoderConfig(image="timm/test_resnet", embed_dim=8, text=ENCODER.text)
+    with pytest.raises(RuntimeError, match="is a BatchNorm, whose statistics several processes"):
+        pool(2, functools.partial(train, encoder=encoder), str(tmp_path), 1)
+
+
+@pytest.mark.parametrize(
+    ("patterns", "message"),
+    [
+        (["model.imgae.*"], r"'model.imgae.\*' matches no parameter; did you mean 'model.image.\*'"),
+        (["*"], "leaves no parameter to train"),
+    ],
+)
+def test_patterns_that_freeze_nothing_or_all_are_refused(patterns, message):
+    module = torch.nn.ModuleDict({"model": torch.nn.ModuleDict({"image": torch.nn.Linear(2, 2)})})
+    with pytest.raises(InputError, match=message):
+        freeze(module, patterns)
+
+
+def test_a_warm_start_takes_what_fits_and_reports_the_rest(tmp_path):
+    torch.manual_seed(0)
+    source = DualEncoder.from_config(DualEncoderConfig(embed_dim=16, text=ENCODER.text))
+    source.save(tmp_path / "run" / "model")
+    target = DualEncoder.from_config(DualEncoderConfig(embed_dim=8))
+    before = copy.deepcopy(target.state_dict())
+    report = initialise(target, None, str(tmp_path / "run"))
+    after, given = target.state_dict(), source.state_dict()
+    taken = [name for name in after if name.startswith("image.encoder.")]
+    assert all(torch.equal(after[name], given[name]) for name in taken)
+    assert not any(torch.equal(before[name], after[name]) for name in taken if name.endswith("conv.weight"))
+    assert torch.equal(after["image.projection.weight"], before["image.projection.weight"])
+    assert f"{len(after) - 1} of {len(after)} tensors taken" in report
+    text = sum(name.startswith("text.") for name in given)
+    assert f"{text} unexpected, left out: text." in report and f"and {text - 3} more" in report
+    width = source.feature_dim
+    assert (
+        f"1 of another shape, keep their start: image.projection.weight [16, {width}] for [8, {width}]"
+        in report
+    )
+    assert "missing" not in report
+    report = initialise(source, None, str(tmp_path / "run"))
+    assert report == f"init_from {tmp_path / 'run'}: {len(given)} of {len(given)} tensors taken"
+
+
+def test_a_model_of_which_nothing_fits_is_refused(tmp_path):
+    DualEncoder.from_config(DualEncoderConfig(image="timm/test_vit")).save(tmp_path)
+    with pytest.raises(InputError, match=r"none of its \d+ tensors fits"):
+        initialise(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), None, str(tmp_path))  # type: ignore[arg-type]
+
+
+def test_training_starts_from_the_given_weights_on_one_process_and_on_two(pool, tmp_path, capsys):
+    train(str(tmp_path / "first"), 2)
+    given = checkpoint.read(tmp_path / "first").weights
+    warm = train(str(tmp_path / "one"), 2, init_from=str(tmp_path / "first"))
+    for name, value in given.items():
+        assert torch.equal(warm["before"][f"model.{name}"], value), name
+    assert f"init_from {tmp_path / 'first'}: " in capsys.readouterr().out
+    two = pool(2, functools.partial(train, init_from=str(tmp_path / "first")), str(tmp_path / "two"), 2)
+    same(two[0]["after"], warm["after"])
+
+
+def test_the_teacher_stays_as_it_is_and_is_no_part_of_the_model(pool, tmp_path):
+    options = {"objective": Distillation, "teacher": TeacherConfig("timm/test_vit")}
+    one = train(str(tmp_path / "one"), 3, **options)
+    two = pool(2, functools.partial(train, **options), str(tmp_path / "two"), 3)
+    moved = changed(one)
+    assert {"objective.map.weight", "model.image.projection.weight"} <= moved
+    assert any(name.startswith("teacher.") for name in one["after"])
+    assert not any(name.startswith("teacher.") for name in moved)
+    same(two[0]["after"], one["after"])
+    assert not any("teacher" in name for name in load(tmp_path / "one").state_dict())
+
+
+def test_a_teacher_gives_the_vectors_of_its_backbone_or_model_whatever_the_size_of_the_images(tmp_path):
+    torch.manual_seed(0)
+    model = DualEncoder.from_config(DualEncoderConfig(embed_dim=8)).eval()
+    model.save(tmp_path)
+    image = torch.randint(256, (2, 3, 32, 32), dtype=torch.uint8)
+    teacher = Teacher(TeacherConfig(str(tmp_path)))
+    assert teacher.dim == 8 and not teacher.training
+    torch.testing.assert_close(teacher(image), model.encode_image(image).detach())
+    backbone = Teacher(TeacherConfig("timm/test_vit"))
+    size = backbone.size
+    resized = F.interpolate(image / 255, (size, size), mode="bilinear", antialias=True)
+    features = backbone.tower(resized).features
+    assert size != 32 and backbone.dim == features.shape[1]
+    torch.testing.assert_close(backbone(image), F.normalize(features, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"objective": Distillation}, "needs 'teacher', but there is none; set model.teacher.image"),
+        (
+            {"teacher": TeacherConfig("timm/test_vit")},
+            "model.teacher is set but objective 'CLIP' learns from none",
+        ),
+    ],
+)
+def test_a_missing_and_a_useless_teacher_are_named(options, message, tmp_path):
+    if options.get("objective") is Distillation:
+        options = {**options, "objective": functools.partial(_without_teacher_dim)}
+    with pytest.raises(InputError, match=message):
+        train(str(tmp_path), 1, **options)
+
+
+def _without_teacher_dim(spec: ObjectiveSpec) -> Distillation:
+    return Distillation(ObjectiveSpec(spec.embed_dim, spec.feature_dim, teacher_dim=3))
