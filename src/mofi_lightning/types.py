@@ -73,7 +73,7 @@ class Embeddings:
     Attributes:
         image: `[B, D]`, L2-normalised, at least fp32.
         text: `[B, D]`, L2-normalised, at least fp32; None without text encoder or texts.
-        image_features: `[B, F]`, before the projection.
+        image_features: `[B, F]`, before the projection; as the tokens, bf16 where the encoders compute so.
         teacher: `[B, E]`, output of the frozen image encoder `model.teacher`, if there is one.
         image_tokens: `[B, T, F]`, when an objective asks for it.
         text_tokens: `[B, L, F']`, when an objective asks for it.

@@ -66,5 +66,8 @@ def test_another_error_stays_what_it_is(tmp_path):
     trainer(tmp_path, 2, callbacks=[StepCheckpoint()], enable_checkpointing=True).fit(
         model, datamodule=data()
     )
-    with pytest.raises(ValueError, match=r"^unrelated$"), explain_mismatch(latest_checkpoint(tmp_path), model):
+    with (
+        pytest.raises(ValueError, match=r"^unrelated$"),
+        explain_mismatch(latest_checkpoint(tmp_path), model),
+    ):
         raise ValueError("unrelated")

@@ -40,10 +40,15 @@ class Distillation(Objective):
 
 
 def train(
-    root: str, steps: int, objective: Any = CLIP, encoder: Any = ENCODER, **options: Any
+    root: str,
+    steps: int,
+    objective: Any = CLIP,
+    encoder: Any = ENCODER,
+    precision: str = "64-true",
+    **options: Any,
 ) -> dict[str, Any]:
-    """States before and after training in fp64."""
-    torch.set_default_dtype(torch.float64)
+    """States before and after training, in fp64 unless another precision is given."""
+    torch.set_default_dtype(torch.float64 if precision == "64-true" else torch.float32)
     try:
         seed_everything(3, verbose=False)
         model = PretrainingModule(encoder, objective, Optimization(lr=1e-2, warmup_steps=1), **options)
@@ -53,7 +58,8 @@ def train(
             states.append({name: whole(value) for name, value in model.state_dict().items()})
 
         model.on_fit_start = remember  # type: ignore[method-assign]
-        trainer(Path(root), steps).fit(model, datamodule=SyntheticDataModule(rows=16, num_entities=20))
+        run = trainer(Path(root), steps, precision=None if precision == "64-true" else precision)
+        run.fit(model, datamodule=SyntheticDataModule(rows=16, num_entities=20))
         remember()
         return {"before": states[0], "after": states[1]}
     finally:
@@ -96,6 +102,15 @@ def test_batch_norm_in_training_is_refused_on_several_processes(pool, tmp_path):
     encoder = DualEncoderConfig(image="timm/test_resnet", embed_dim=8, text=ENCODER.text)
     with pytest.raises(RuntimeError, match="is a BatchNorm, whose statistics several processes"):
         pool(2, functools.partial(train, encoder=encoder), str(tmp_path), 1)
+
+
+def test_frozen_batch_norm_trains_in_bf16_on_two_processes(pool, tmp_path):
+    options = {"encoder": DualEncoderConfig(image="timm/test_resnet", embed_dim=8, text=ENCODER.text)}
+    options |= {"freeze": ["model.image.encoder.*"], "precision": "bf16-mixed"}
+    two = pool(2, functools.partial(train, **options), str(tmp_path), 2)
+    for result in two:
+        assert "model.image.projection.weight" in changed(result)
+        assert all(value.isfinite().all() for value in result["after"].values())
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
 
 
 def parallelize(
@@ -34,6 +35,9 @@ def parallelize(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
         )
     for encoder in encoders:
+        for module in encoder.modules():
+            if bf16 and isinstance(module, _BatchNorm):  # its statistics are fp32 and do not mix with bf16
+                fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
         fully_shard(encoder, mesh=mesh, mp_policy=policy)
     objective.shard(world_mesh)  # type: ignore[operator]
     if any(True for _ in objective.parameters()):
