@@ -1,4 +1,4 @@
-"""Entity softmax beside what its users would write: sampled at 20 thousand and 2 million classes, exact at 1 million."""
+"""Entity softmax beside what its users would write: sampled at 2 million classes, exact at 1 million."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from objective_costs.live_memory import LiveMemory, peak_rss_growth
-from objective_costs.timing import interleaved, median_ratio
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -18,6 +16,8 @@ from torch.utils._pytree import tree_leaves
 from mofi_lightning.distributed import sample_classes
 from mofi_lightning.objectives import EntitySoftmax
 from mofi_lightning.types import Batch, Embeddings, ObjectiveSpec
+from objective_costs.live_memory import LiveMemory, peak_rss_growth
+from objective_costs.timing import interleaved, median_ratio
 
 WIDTH = 256
 ROWS = 256
@@ -117,7 +117,7 @@ def _training_step(objective: EntitySoftmax, num_classes: int) -> Step:
 
 
 def _dense_gradient_step(num_classes: int) -> Step:
-    """The same classes and loss, the table a parameter that is indexed under autograd, the cheapest optimizer."""
+    """The same classes and loss; the table a parameter, indexed under autograd; the cheapest optimizer."""
     image, entity = _rows(num_classes)
     table = nn.Parameter(_objective(num_classes, SAMPLED).table[:, 0])
     optimizer = torch.optim.SGD([table], lr=0.1)

@@ -23,7 +23,7 @@ PEERS = {  # the peer, with its margin in degrees for arcface, and ours
 
 @pytest.fixture(params=[10**6, 300], ids=["one chunk", "many chunks"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(margin, "_LOGITS", request.param)
+    monkeypatch.setattr(margin, "_CHUNK", request.param)
 
 
 def _data(rows: int, centers: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,4 +144,4 @@ def test_the_logits_never_exist_as_a_whole():
     vectors = torch.randn(50_000, 1, 8, requires_grad=True)
     with TensorWatch(rows=64) as watch:
         _loss(features, vectors, torch.arange(64), 0.1, "cosface").backward()
-    assert watch.largest.nbytes <= max(4 * margin._LOGITS, vectors.nbytes)
+    assert watch.largest.nbytes <= max(4 * margin._CHUNK, vectors.nbytes)

@@ -20,7 +20,8 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.testing import SyntheticDataModule
-from mofi_lightning.training import Optimization, PretrainingModule
+from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
+from mofi_lightning.training.checkpointing import latest_checkpoint
 from mofi_lightning.training.warm_start import freeze, initialise
 
 
@@ -85,6 +86,20 @@ def test_frozen_parameters_keep_their_values_on_one_process_and_on_two(pool, tmp
     assert any(name.startswith("model.text.encoder.") for name in moved)
     assert not any(name.startswith(("model.image.encoder.", "objective.")) for name in moved)
     same(two[0]["after"], one["after"])
+
+
+def test_a_checkpoint_is_not_resumed_with_other_frozen_parameters(tmp_path):
+    seed_everything(3, verbose=False)
+    data = SyntheticDataModule(rows=16, num_entities=20)
+    first = trainer(tmp_path, 1, callbacks=[StepCheckpoint()], enable_checkpointing=True)
+    first.fit(PretrainingModule(ENCODER, CLIP), datamodule=data)
+    with pytest.raises(InputError, match=r"trained with model.freeze \[\] and this run has \['model.image"):
+        trainer(tmp_path, 2).fit(
+            PretrainingModule(ENCODER, CLIP, freeze=["model.image.*"]),
+            datamodule=data,
+            ckpt_path=latest_checkpoint(tmp_path),
+            weights_only=True,
+        )
 
 
 def test_frozen_batch_norm_keeps_its_statistics(tmp_path):

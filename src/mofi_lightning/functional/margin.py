@@ -8,6 +8,7 @@ that exists.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 MarginForm = Literal["cosface", "arcface"]
 
-_LOGITS = 2**20  # of a chunk: small enough for a CPU's cache, large enough for a matrix product
+_CHUNK = 2**19  # entries of what a chunk needs at a time: small enough for the cache of a CPU
 
 
 class MarginStatistics(NamedTuple):
@@ -103,14 +104,13 @@ class _MarginStatistics(Function):
         largest = features.new_full((len(features),), -torch.inf)
         plain = largest.clone()  # the target's logit without margin
         total = torch.zeros_like(largest)  # of exp(logit - largest)
-        for chunk in _chunks(features, rows):
-            logits, _ = _class_logits(scaled, _unit(rows[chunk])[0])
-            inside, column = _columns(target, chunk)
+        for chunk in _chunks(scaled, rows):
+            logits = chunk.logits
+            inside, column = _target_columns(target, chunk.columns)
             own = logits.gather(1, column)
             plain = torch.where(inside, own, plain[:, None])[:, 0]
-            logits.scatter_(
-                1, column, torch.where(inside, scale * margin_cosine(own / scale, margin, form), own)
-            )
+            lowered = scale * margin_cosine(own / scale, margin, form)
+            logits.scatter_(1, column, torch.where(inside, lowered, own))
             larger = torch.maximum(largest, logits.amax(1))
             total = total * (largest - larger).exp() + logits.sub_(larger[:, None]).exp_().sum(1)
             largest = larger
@@ -138,56 +138,65 @@ class _MarginStatistics(Function):
         own = (own * _margin_slope(cosine, ctx.margin, ctx.form))[:, None]
         features_gradient = torch.zeros_like(features)
         rows_gradient = torch.empty_like(rows) if ctx.needs_input_grad[1] else None
-        for chunk in _chunks(features, rows):
-            unit, norm = _unit(rows[chunk])
-            logits, center = _class_logits(scaled, unit)
+        spare = torch.empty_like(rows[: _chunk_size(scaled, rows), 0])
+        for columns, unit, norm, logits, center in _chunks(scaled, rows):
             gradient = logits.sub_(logsumexp[:, None]).exp_().mul_(logsumexp_gradient[:, None])
-            inside, column = _columns(target, chunk)
+            inside, column = _target_columns(target, columns)
             gradient.scatter_(1, column, torch.where(inside, own, gradient.gather(1, column)))
             for s in range(rows.shape[1]):
                 part = gradient if center is None else gradient.masked_fill(center != s, 0)
                 features_gradient.addmm_(part, unit[:, s])
                 if rows_gradient is not None:
-                    along = torch.mm(part.T, scaled, out=rows_gradient[chunk, s])
+                    along = torch.mm(part.T, scaled, out=rows_gradient[columns, s])
                     # the component along the row is lost in its normalisation
-                    radial = (along * unit[:, s]).sum(1, keepdim=True)
+                    radial = torch.mul(along, unit[:, s], out=spare[: len(along)]).sum(1, keepdim=True)
                     along.addcmul_(unit[:, s], radial, value=-1).div_(norm[:, s])
         return features_gradient.mul_(ctx.scale), rows_gradient, None, None, None, None
 
 
-def _chunks(features: Tensor, rows: Tensor) -> list[slice]:
-    size = max(1, _LOGITS // max(1, len(features) * rows.shape[1]))
-    return [slice(start, min(start + size, len(rows))) for start in range(0, len(rows), size)]
+class _Chunk(NamedTuple):
+    """Some of the classes; all but `columns` is overwritten by the next chunk.
+
+    Attributes:
+        columns: which classes.
+        unit: `[K, S, D]`, their centres, of unit length; zeros stay zeros.
+        norm: `[K, S, 1]`, the lengths before.
+        logits: `[N, K]`, without margin.
+        center: int64 `[N, K]`, the centre that gave the logit; None if classes have but one.
+    """
+
+    columns: slice
+    unit: Tensor
+    norm: Tensor
+    logits: Tensor
+    center: Tensor | None
 
 
-def _unit(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Rows `[K, S, D]` of unit length, and the lengths `[K, S, 1]`; zeros stay zeros."""
-    norm = torch.linalg.vector_norm(rows, dim=-1, keepdim=True).clamp(min=1e-12)
-    return rows / norm, norm
+def _chunk_size(scaled: Tensor, rows: Tensor) -> int:
+    (count, width), centers = scaled.shape, rows.shape[1]
+    return min(len(rows), max(1, _CHUNK // (max(count, width) * centers)))
 
 
-def _class_logits(scaled: Tensor, unit: Tensor) -> tuple[Tensor, Tensor | None]:
-    """Logits of the classes `[N, K]`, and the centre `[N, K]` that gave each; None if classes have one."""
-    logits = scaled @ unit[:, 0].T
-    if unit.shape[1] == 1:
-        return logits, None
-    center = torch.zeros(logits.shape, dtype=torch.int64, device=logits.device)
-    for s in range(1, unit.shape[1]):
-        other = scaled @ unit[:, s].T
-        center.masked_fill_(other > logits, s)
-        logits = torch.maximum(logits, other)
-    return logits, center
+def _chunks(scaled: Tensor, rows: Tensor) -> Iterator[_Chunk]:
+    size = _chunk_size(scaled, rows)
+    # one memory for all chunks: to free it and take it again costs as much time as what is computed in it
+    units, all_logits = torch.empty_like(rows[:size]), scaled.new_empty(len(scaled), size)
+    for start in range(0, len(rows), max(1, size)):
+        columns = slice(start, min(start + size, len(rows)))
+        norm = torch.linalg.vector_norm(rows[columns], dim=-1, keepdim=True).clamp_(min=1e-12)
+        unit = torch.div(rows[columns], norm, out=units[: len(norm)])
+        logits = torch.mm(scaled, unit[:, 0].T, out=all_logits[:, : len(norm)])
+        center = None
+        for s in range(1, rows.shape[1]):
+            other = scaled @ unit[:, s].T
+            higher = other > logits
+            center = torch.zeros_like(higher, dtype=torch.int64) if center is None else center
+            center.masked_fill_(higher, s)
+            torch.maximum(logits, other, out=logits)
+        yield _Chunk(columns, unit, norm, logits, center)
 
 
-def _columns(target: Tensor, chunk: slice) -> tuple[Tensor, Tensor]:
+def _target_columns(target: Tensor, columns: slice) -> tuple[Tensor, Tensor]:
     """Whether each row's target is in the chunk, and its column there (any column where not): `[N, 1]`."""
-    inside = (target >= chunk.start) & (target < chunk.stop)
-    return inside[:, None], (target - chunk.start).clamp(0, chunk.stop - chunk.start - 1)[:, None]
-
-
-def cosface_logits(cosine: Tensor, target: Tensor, margin: float, scale: float) -> Tensor:
-    """To be removed with its last use: dense logits with CosFace's margin."""
-    if not cosine.shape[1]:
-        return cosine
-    margins = -margin * (target >= 0).to(cosine.dtype)
-    return scale * cosine.scatter_add(1, target.clamp(min=0)[:, None], margins[:, None])
+    inside = (target >= columns.start) & (target < columns.stop)
+    return inside[:, None], (target - columns.start).clamp(0, columns.stop - columns.start - 1)[:, None]

@@ -234,13 +234,19 @@ class PretrainingModule(LightningModule):
         if space is not None:
             module = next(name for name, part in self.named_modules() if part is space)
             described["label_space"] = {"config": asdict(space.config), "module": module}
+        checkpoint["freeze"] = list(self.frozen)
         checkpoint["vocabulary"] = {
             "entities": len(vocabulary or ()),
             "fingerprint": _fingerprint(vocabulary),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse to go on with another vocabulary than the checkpoint's."""
+        """Refuse to go on with another vocabulary, or other frozen parameters, than the checkpoint's."""
+        if self.trainer.state.fn == "fit" and checkpoint.get("freeze", []) != self.frozen:
+            raise InputError(
+                f"the checkpoint was trained with model.freeze {checkpoint.get('freeze', [])} and this run "
+                f"has {self.frozen}; resume with the same, or start anew with model.init_from"
+            )
         vocabulary = self._data().vocabulary
         saved = checkpoint["vocabulary"]
         if saved["fingerprint"] != _fingerprint(vocabulary):
