@@ -81,6 +81,19 @@ def test_weights_of_other_names_are_refused():
         MultiTask(spec(5), {"a": CLIP, "b": CLIP}, {"a": 1.0, "c": 1.0})
 
 
+@pytest.mark.parametrize("name", ["entity.a", "keys", "my loss"])
+def test_names_that_no_module_can_have_are_refused(name):
+    with pytest.raises(InputError, match="is taken or no identifier"):
+        MultiTask(spec(5), {name: CLIP})
+
+
+def test_no_objectives_and_weights_without_value_are_refused():
+    with pytest.raises(InputError, match="give at least one"):
+        MultiTask(spec(5), {})
+    with pytest.raises(InputError, match="weight of objective 'a' is nan"):
+        MultiTask(spec(5), {"a": CLIP}, {"a": float("nan")})
+
+
 def test_a_share_outside_0_and_1_is_refused():
     with pytest.raises(InputError, match=r"entity_weight is 1\.5"):
         MOFI(spec(5), entity_weight=1.5)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import json
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,9 @@ from mofi_lightning import Batch, Embeddings, InputError, Objective, ObjectiveOu
 from mofi_lightning.distributed import global_mean
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
-from mofi_lightning.objectives import CLIP
+from mofi_lightning.objectives import CLIP, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
 from mofi_lightning.training.checkpointing import latest_checkpoint
@@ -148,7 +150,11 @@ def test_a_warm_start_takes_what_fits_and_reports_the_rest(tmp_path):
     target = DualEncoder.from_config(DualEncoderConfig(embed_dim=8))
     before = copy.deepcopy(target.state_dict())
     report = initialise(target, None, str(tmp_path / "run"))
-    after, given = target.state_dict(), source.state_dict()
+    statistics = ("image.mean", "image.std")  # of the configuration, not of the weights
+    after, given = (
+        {name: value for name, value in model.state_dict().items() if name not in statistics}
+        for model in (target, source)
+    )
     taken = [name for name in after if name.startswith("image.encoder.")]
     assert all(torch.equal(after[name], given[name]) for name in taken)
     assert not any(torch.equal(before[name], after[name]) for name in taken if name.endswith("conv.weight"))
@@ -164,6 +170,34 @@ def test_a_warm_start_takes_what_fits_and_reports_the_rest(tmp_path):
     assert "missing" not in report
     report = initialise(source, None, str(tmp_path / "run"))
     assert report == f"init_from {tmp_path / 'run'}: {len(given)} of {len(given)} tensors taken"
+
+
+def test_another_tokenizer_is_refused_and_other_statistics_stay(tmp_path):
+    source = DualEncoder.from_config(DualEncoderConfig(embed_dim=8, text=ENCODER.text))
+    source.save(tmp_path)
+    values = json.loads((tmp_path / "tokenizer.json").read_text())
+    (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "version": "other"}))
+    preprocess = Preprocess(size=32, mean=(0.1, 0.1, 0.1))
+    target = DualEncoder.from_config(DualEncoderConfig(embed_dim=8, preprocess=preprocess))
+    initialise(target, None, str(tmp_path))
+    assert target.image.mean.flatten().tolist() == pytest.approx([0.1] * 3)
+    with pytest.raises(InputError, match="has another tokenizer than this model"):
+        initialise(source, None, str(tmp_path))
+
+
+def _resume_with_an_unused_text_tower(root: str) -> int:
+    seed_everything(3, verbose=False)
+    module = [PretrainingModule(ENCODER, EntitySoftmax) for _ in range(2)]
+    data = SyntheticDataModule(rows=16, num_entities=20)
+    for number, path in enumerate((None, "last")):
+        run = trainer(Path(root), number + 1, callbacks=[StepCheckpoint()], enable_checkpointing=True)
+        checkpoint_path = path and latest_checkpoint(Path(root))
+        run.fit(module[number], datamodule=data, ckpt_path=checkpoint_path, weights_only=True)
+    return run.global_step
+
+
+def test_two_processes_resume_with_a_text_tower_that_the_objective_does_not_use(pool, tmp_path):
+    assert pool(2, _resume_with_an_unused_text_tower, str(tmp_path)) == [2, 2]
 
 
 def test_a_model_of_which_nothing_fits_is_refused(tmp_path):
@@ -209,6 +243,24 @@ def test_a_teacher_gives_the_vectors_of_its_backbone_or_model_whatever_the_size_
     features = backbone.tower(resized).features
     assert size != 32 and backbone.dim == features.shape[1]
     torch.testing.assert_close(backbone(image), F.normalize(features, dim=1))
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (TeacherConfig("runs/nothing"), "'runs/nothing' is neither a backbone"),
+        (TeacherConfig("timm/nothing"), "timm has no model 'nothing'"),
+    ],
+)
+def test_a_teacher_that_is_not_there_is_named(config, message):
+    with pytest.raises(InputError, match=message):
+        Teacher(config)
+
+
+def test_a_trained_model_as_teacher_takes_no_options(tmp_path):
+    DualEncoder.from_config(DualEncoderConfig()).save(tmp_path)
+    with pytest.raises(InputError, match="takes no image_options"):
+        Teacher(TeacherConfig(str(tmp_path), {"pretrained": True}))
 
 
 @pytest.mark.parametrize(

@@ -171,7 +171,9 @@ class HuggingFaceLibrary(BackboneLibrary):
         """
         try:
             if config is not None:
-                model = transformers.AutoModel.from_config(transformers.AutoConfig.for_model(**config))
+                model = transformers.AutoModel.from_config(
+                    transformers.AutoConfig.for_model(**config), trust_remote_code=False
+                )
             else:
                 model = _vision_model(name, pretrained)
             geometry = _processor(name) if preprocess is None else Preprocess(**_with_tuples(preprocess))

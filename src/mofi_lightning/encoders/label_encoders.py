@@ -96,14 +96,19 @@ class _SentenceModel:
     """Mean over its tokens of a Hugging Face text model's last layer."""
 
     def __init__(self, folder: Path) -> None:
+        from safetensors import SafetensorError
         from transformers import AutoModel, AutoTokenizer
         from transformers.utils import logging
 
         logging.disable_progress_bar()
         try:
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
-        except (OSError, ValueError) as error:
+            self.tokenizer = AutoTokenizer.from_pretrained(
+                folder, local_files_only=True, trust_remote_code=False
+            )
+            model = AutoModel.from_pretrained(
+                folder, local_files_only=True, use_safetensors=True, trust_remote_code=False
+            )
+        except (OSError, ValueError, SafetensorError) as error:
             raise InputError(f"{folder} is no text model: {str(error).splitlines()[0]}") from error
         self.model = model.eval()
 
@@ -126,8 +131,10 @@ class _WordVectors:
     def __init__(self, folder: Path) -> None:
         import pyarrow.parquet as pq
 
-        (index,) = folder.glob("*_index.parquet")
-        (values,) = folder.glob("*_emb.npy")
+        found = [sorted(folder.glob(pattern)) for pattern in ("*_index.parquet", "*_emb.npy")]
+        if any(len(files) != 1 for files in found):
+            raise InputError(f"{folder} does not hold one *_index.parquet and one *_emb.npy of word vectors")
+        (index,), (values,) = found
         self.table = np.load(values, mmap_mode="r", allow_pickle=False)
         self.row = {word: row for row, word in enumerate(pq.read_table(index).column(0).to_pylist())}
 
@@ -142,7 +149,7 @@ class _WordVectors:
 
 def _model_folder(model: str) -> Path:
     """The folder with the model: either config.json, or `*_emb.npy` and `*_index.parquet`, in it."""
-    if Path(model).is_dir():
+    if model and Path(model).is_dir():
         root = Path(model)
     else:
         package = model.replace("-", "_")

@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from mofi_lightning import entry_points
 from mofi_lightning.encoders.checkpoint import model_path
 from mofi_lightning.encoders.dual_encoder import load
 from mofi_lightning.encoders.registry import build_image_encoder
 from mofi_lightning.encoders.towers import ImageTower
+from mofi_lightning.types import InputError
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ class Teacher(nn.Module):
         super().__init__()
         path = model_path(Path(config.image))
         self.projected = path.exists()
+        if self.projected and config.image_options:
+            raise InputError(
+                f"teacher {config.image} is a trained model, which takes no image_options; leave them out"
+            )
+        if not self.projected and config.image.split("/")[0] not in entry_points.names():
+            raise InputError(
+                f"teacher {config.image!r} is neither a backbone (see `mofi backbones`) nor the folder "
+                "or checkpoint of a trained model"
+            )
         if self.projected:
             model = load(path)
             self.tower, self.size, self.dim = model.image, model.preprocess.size, model.embed_dim

@@ -18,7 +18,7 @@ from torch.autograd.function import once_differentiable
 
 MarginForm = Literal["cosface", "arcface"]
 
-_CHUNK = 2**19  # entries of what a chunk needs at a time: small enough for the cache of a CPU
+_CHUNK = 2**20  # entries of what a chunk needs at a time: small enough for the cache of a CPU
 
 
 class MarginStatistics(NamedTuple):

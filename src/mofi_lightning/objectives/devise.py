@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -14,6 +14,9 @@ from mofi_lightning.encoders.label_vectors import read_label_vectors
 from mofi_lightning.functional import hinge_rank
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec
+
+Loss = Literal["hinge", "cosine", "mse"]
+Competitors = Literal["first", "all", "batch"]
 
 
 class DeViSE(Objective):
@@ -49,9 +52,9 @@ class DeViSE(Objective):
         self,
         spec: ObjectiveSpec,
         label_vectors: str,
-        loss: Literal["hinge", "cosine", "mse"] = "hinge",
+        loss: Loss = "hinge",
         margin: float = 0.1,
-        competitors: Literal["first", "all", "batch"] = "first",
+        competitors: Competitors = "first",
         seed: int = 1,
     ) -> None:
         super().__init__()
@@ -59,14 +62,17 @@ class DeViSE(Objective):
             raise InputError(
                 "objective DeViSE needs entities, which the data lacks; train on an I2E data set"
             )
-        if margin < 0:
+        for option, value, known in (("loss", loss, Loss), ("competitors", competitors, Competitors)):
+            if value not in get_args(known):
+                raise InputError(f"{option} of DeViSE is {value!r}; give one of {', '.join(get_args(known))}")
+        if not margin >= 0:
             raise InputError(f"margin of objective DeViSE is {margin}; give 0 or more, the paper's is 0.1")
-        known = read_label_vectors(label_vectors, spec.vocabulary.ids)
-        vectors = torch.tensor(known.vectors, dtype=torch.get_default_dtype())
+        read = read_label_vectors(label_vectors, spec.vocabulary.ids)
+        vectors = torch.tensor(read.vectors, dtype=torch.get_default_dtype())
         self.register_buffer("label_vectors", F.normalize(vectors, dim=1), persistent=False)
         self.register_buffer("draws", torch.zeros(1, dtype=torch.int64))
         self.space = LabelSpace(
-            spec.embed_dim, LabelSpaceConfig(vectors.shape[1], known.model, known.descriptions)
+            spec.embed_dim, LabelSpaceConfig(vectors.shape[1], read.model, read.descriptions)
         )
         self.loss = loss
         self.margin = margin

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -66,11 +67,21 @@ class MultiTask(Objective):
         weights: dict[str, float | WeightSchedule] | None = None,
     ) -> None:
         super().__init__()
+        wrong = [name for name in objectives if not name.isidentifier() or hasattr(nn.ModuleDict, name)]
+        if wrong or not objectives:
+            raise InputError(
+                f"objective name {wrong[0]!r} of MultiTask is taken or no identifier; choose another"
+                if wrong
+                else "MultiTask has no objectives; give at least one"
+            )
         if weights is not None and weights.keys() != objectives.keys():
             raise InputError(
                 f"weights name {', '.join(sorted(weights))} but the objectives are "
                 f"{', '.join(sorted(objectives))}; give every objective one weight, or leave the weights out"
             )
+        for name, weight in (weights or {}).items():
+            if not isinstance(weight, WeightSchedule) and not math.isfinite(weight):
+                raise InputError(f"the weight of objective {name!r} is {weight}; give a finite number")
         self.objectives = nn.ModuleDict({name: make(spec) for name, make in objectives.items()})
         self.weights: dict[str, float | WeightSchedule] = (
             dict.fromkeys(objectives, 1.0) if weights is None else dict(weights)

@@ -149,7 +149,10 @@ def explain_mismatch(checkpoint: Path | None, module: LightningModule) -> Iterat
     except InputError:
         raise
     except (RuntimeError, ValueError, dcp.CheckpointException) as error:  # torch's own is no Exception
-        differs = None if checkpoint is None else _difference(checkpoint, module)
+        try:
+            differs = None if checkpoint is None else _difference(checkpoint, module)
+        except OSError:  # a newer checkpoint has taken its place: the error is of the training itself
+            differs = None
         if differs is None:
             raise
         raise InputError(

@@ -25,6 +25,8 @@ from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
 from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 from mofi_lightning.types import Batch, InputError, ObjectiveOutput, ObjectiveSpec
 
+_TEXT_FIELDS = frozenset({"text", "text_tokens"})
+
 
 class PretrainingModule(LightningModule):
     """Encodes each batch once and hands the embeddings to the objective.
@@ -110,6 +112,8 @@ class PretrainingModule(LightningModule):
             if self.trainer.is_global_zero:
                 print(report)
         freeze(self, self.frozen)
+        if self.model.text is not None and not self.objective.requires & _TEXT_FIELDS:
+            self.model.text.requires_grad_(False)  # nothing trains it, and it is not run
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
             candidates = (self.model.image, self.model.text, self.teacher)
@@ -154,7 +158,7 @@ class PretrainingModule(LightningModule):
         """Encode `batch` once and evaluate the objective in full precision."""
         requires = self.objective.requires
         encoded = batch
-        if not requires & {"text", "text_tokens"}:  # a text tower that nothing trains is not run
+        if not requires & _TEXT_FIELDS:
             encoded = {name: value for name, value in batch.items() if name != "text"}  # type: ignore[assignment]
         embeddings = self.model(
             encoded, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
@@ -246,6 +250,13 @@ class PretrainingModule(LightningModule):
             raise InputError(
                 f"the checkpoint was trained with model.freeze {checkpoint.get('freeze', [])} and this run "
                 f"has {self.frozen}; resume with the same, or start anew with model.init_from"
+            )
+        space = self.objective.label_space()
+        saved_space = (checkpoint["dual_encoder"].get("label_space") or {}).get("config")
+        if space is not None and saved_space is not None and saved_space != asdict(space.config):
+            raise InputError(
+                f"the checkpoint was trained on label vectors of {saved_space} and this run's are of "
+                f"{asdict(space.config)}; resume with the label_vectors of the checkpoint"
             )
         vocabulary = self._data().vocabulary
         saved = checkpoint["vocabulary"]

@@ -68,7 +68,9 @@ def _config_files(words: Sequence[str]) -> Iterator[Path]:
     for word, following in zip(words, [*words[1:], ""], strict=True):
         name, equals, value = word.partition("=")
         if name in ("--config", "-c"):
-            yield Path(value if equals else following)
+            file = Path(value if equals else following)
+            if len(str(file)) < 4096 and file.is_file():  # else given inline, or refused elsewhere
+                yield file
 
 
 def _empty_sections(node: Any, keys: tuple[str, ...] = ()) -> Iterator[tuple[str, ...]]:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
+import json
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
     from mofi_lightning.encoders.label_space import LabelSpace
 
 _SHOWN = 3
+_STATISTICS = ("image.mean", "image.std")  # of the preprocessing, which the configuration decides
 
 
 def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) -> str:
@@ -35,9 +38,10 @@ def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) ->
     Raises:
         InputError: there is no model, or nothing of it fits.
     """
-    weights = checkpoint.read(Path(path)).weights
-    own: dict[str, Tensor] = dict(model.state_dict())
-    if label_space is not None:
+    stored = checkpoint.read(Path(path))
+    weights = {name: value for name, value in stored.weights.items() if name not in _STATISTICS}
+    own: dict[str, Tensor] = {n: value for n, value in model.state_dict().items() if n not in _STATISTICS}
+    if label_space is not None and stored.label_space == asdict(label_space.config):
         own |= {f"label_space.{name}": value for name, value in label_space.state_dict().items()}
     shared = own.keys() & weights.keys()
     fitting = [name for name in own if name in shared and own[name].shape == weights[name].shape]
@@ -50,6 +54,15 @@ def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) ->
         raise InputError(
             f"init_from {path!r}: none of its {len(weights)} tensors fits this model; its first is "
             f"{next(iter(weights), 'none')!r}, this model's is {next(iter(own))!r}"
+        )
+    if model.tokenizer is not None and stored.tokenizer is not None:
+        same = json.loads(stored.tokenizer) == json.loads(model.tokenizer.to_json())
+    else:
+        same = True
+    if not same:
+        raise InputError(
+            f"init_from {path!r} has another tokenizer than this model; set model.encoder.tokenizer to "
+            "that of its folder (tokenizer.json)"
         )
     with torch.no_grad():
         for name in fitting:
