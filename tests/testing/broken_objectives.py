@@ -67,6 +67,24 @@ class MeanOfNothing(Right):
         return world_size() * counts[0] / all_reduce(counts[1].detach())
 
 
+class NanGradientOfNothing(Right):
+    """The branch that torch.where drops divides by 0, and its gradient is 0 times infinity."""
+
+    def mean(self, losses, labelled):
+        count = all_reduce(labelled.sum().to(losses.dtype))
+        mean = (losses * labelled).sum() * world_size() / count
+        return torch.where(count > 0, mean, torch.zeros_like(mean))
+
+
+class NanGradientOfAParameter(Right):
+    def __init__(self, spec) -> None:
+        super().__init__(spec)
+        self.offset = nn.Parameter(torch.zeros(1))
+
+    def mean(self, losses, labelled):
+        return super().mean(losses, labelled) + self.offset.square().sqrt().sum()
+
+
 class SkipsACollective(Right):
     def mean(self, losses, labelled):
         if not labelled.any():
@@ -178,6 +196,17 @@ class UnscaledAllReduce(Right):
         return all_reduce(torch.where(labelled, losses, 0 * losses).sum()) / count
 
 
+class GathersInTrainingOnly(Right):
+    def forward(self, embeddings, batch):
+        if self.training:
+            return super().forward(embeddings, batch)
+        text = embeddings.text
+        losses = F.cross_entropy(
+            self.scale * embeddings.image @ text.T, torch.arange(len(text)), reduction="none"
+        )
+        return ObjectiveOutput(self.mean(losses, batch["entity"] >= 0), {})
+
+
 class UpdateOfARank(Right):
     def __init__(self, spec) -> None:
         super().__init__(spec)
@@ -237,4 +266,51 @@ class IgnoresTheMask(Tokens):
 class NoBf16Tokens(Tokens):
     def forward(self, embeddings, batch):
         self.projection(embeddings.text_tokens)
+        return super().forward(embeddings, batch)
+
+
+class Classes(Objective):
+    """Cross-entropy of each labelled row's image against a row per entity; without a fault."""
+
+    requires = frozenset({"entity"})
+
+    def __init__(self, spec) -> None:
+        super().__init__()
+        self.rows = nn.Linear(spec.embed_dim, len(spec.vocabulary), bias=False)
+
+    def losses(self, image, entity):
+        return F.cross_entropy(self.rows(image), entity.clamp(min=0), reduction="none")
+
+    def forward(self, embeddings, batch):
+        losses = self.losses(embeddings.image, batch["entity"])
+        return ObjectiveOutput(global_mean(losses, batch["entity"] >= 0), {})
+
+
+class UnlabelledAsTheFirstEntity(Classes):
+    def forward(self, embeddings, batch):
+        return ObjectiveOutput(self.losses(embeddings.image, batch["entity"]).mean(), {})
+
+
+class UnlabelledAsTheLastEntity(Classes):
+    def forward(self, embeddings, batch):
+        rows = self.rows.weight[batch["entity"]]
+        return ObjectiveOutput((embeddings.image - rows).square().sum(1).mean(), {})
+
+
+class ChangesTheBatch(Classes):
+    def forward(self, embeddings, batch):
+        labelled = batch["entity"] >= 0
+        losses = self.losses(embeddings.image, batch["entity"].clamp_(min=0))
+        return ObjectiveOutput(global_mean(losses, labelled), {})
+
+
+class RemovesFromTheBatch(Classes):
+    def forward(self, embeddings, batch):
+        return super().forward(embeddings, {"entity": batch.pop("entity")})
+
+
+class ChangesTheImagesInValidation(Classes):
+    def forward(self, embeddings, batch):
+        if not self.training:
+            embeddings.image.mul_(2)
         return super().forward(embeddings, batch)

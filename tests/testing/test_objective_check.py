@@ -23,6 +23,14 @@ FAULTS = {
     broken.StartsWithTheRank: r"two processes: 'centre' of the state dict starts unlike on one process",
     broken.UpdateOfARank: r"two processes: loss and gradient are right, 'centre'.*not after the step",
     broken.MeanOfNothing: r"no labelled rows: the loss is nan.*global_mean",
+    broken.NanGradientOfNothing: r"no labelled rows: the gradient of .*image, .*text, .* is not finite",
+    broken.NanGradientOfAParameter: r"loss: the gradient of parameter 'offset' is not finite",
+    broken.UnlabelledAsTheFirstEntity: r"no labelled rows: the loss is \d.*-1 counts as an entity.*mean",
+    broken.UnlabelledAsTheLastEntity: r"no labelled rows: the loss is \d.*-1 counts as an entity",
+    broken.ChangesTheBatch: r"loss: changes 'entity' of the batch in place",
+    broken.RemovesFromTheBatch: r"loss: changes 'entity' of the batch in place",
+    broken.ChangesTheImagesInValidation: r"validation: changes embeddings.image in place",
+    broken.GathersInTrainingOnly: r"two processes: training is right, but in eval mode the mean",
     broken.ZeroDimensionalScale: r"contract: parameter 'scale' is 0-D.*\(1,\)",
     broken.GlobalRandomState: r"random numbers: draws from the global generator of torch.*counted_generator",
     broken.UndeclaredField: r"requires: uses 'entity' but does not require it \(KeyError",
@@ -64,7 +72,7 @@ def test_a_fault_is_found_and_named(objective):
     assert re.match(f"- {FAULTS[objective]}", found), found
 
 
-@pytest.mark.parametrize("objective", (broken.Right, broken.Tokens))
+@pytest.mark.parametrize("objective", (broken.Right, broken.Tokens, broken.Classes))
 def test_what_the_faults_were_put_into_has_none(objective):
     check_objective(objective)
 

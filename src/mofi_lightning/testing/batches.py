@@ -135,17 +135,42 @@ def map_tensors(rows: Rows, change: Callable[[str, Tensor], Tensor]) -> Rows:
 
 
 def leaves(rows: Rows) -> tuple[Rows, dict[str, Tensor]]:
-    """Rows whose trainable embeddings are leaves that collect gradients, and these leaves by name."""
+    """A copy whose trainable embeddings are leaves that collect gradients, and these leaves by name."""
     fixed = {"teacher", "text_tokens_mask"}
     made: dict[str, Tensor] = {}
 
     def leaf(name: str, x: Tensor) -> Tensor:
         if name in fixed:
-            return x
+            return x.clone()
         made[name] = x.detach().clone().requires_grad_()
         return made[name]
 
-    return map_tensors(rows, leaf), made
+    batch = {name: _copy(value) for name, value in rows.batch.items()}
+    return Rows(map_tensors(rows, leaf).embeddings, cast("Batch", batch)), made
+
+
+def changes(rows: Rows, original: Rows) -> list[str]:
+    """A finding for whatever is no longer as in `original`, of which `rows` was a copy."""
+    before, now = vars(original.embeddings), vars(rows.embeddings)
+    batch: dict[str, Any] = dict(rows.batch)
+    names = [f"embeddings.{name}" for name, x in now.items() if not _same(x, before[name])]
+    fields = dict.fromkeys([*original.batch, *batch])
+    names += [f"{n!r} of the batch" for n in fields if not _same(batch.get(n), original.batch.get(n))]
+    return [f"changes {name} in place, which others read after it; work on a copy" for name in names]
+
+
+def _copy(value: Any) -> Any:
+    if isinstance(value, Tokens):
+        return Tokens(*(part.clone() for part in value))
+    return value.clone() if isinstance(value, Tensor) else list(value)
+
+
+def _same(value: Any, other: Any) -> bool:
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        return torch.equal(value, other)
+    if isinstance(value, Tokens) and isinstance(other, Tokens):
+        return all(map(torch.equal, value, other))
+    return type(value) is type(other) and bool(value == other)
 
 
 def half_labelled(rows: int) -> list[bool]:

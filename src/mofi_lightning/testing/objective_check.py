@@ -44,11 +44,14 @@ def check_objective(
 ) -> ObjectiveReport:
     """Check that an objective keeps to the contract of `Objective`.
 
-    It trains a few steps on random embeddings, on one process and on two (warm ones, shared by all calls;
-    the objective is sharded on them as in training). Whatever the objective itself sets at random must come
-    from torch's global generator while it is built, and from a saved counter later. Of the fields of
-    `Embeddings`, `image`, `text` and `teacher` are at least fp32; features and tokens come in bf16 where
-    encoders compute in it.
+    It trains a few steps on random embeddings and validates, on one process and on two (warm ones, shared by
+    all calls; the objective is sharded on them as in training). Two processes are what is checked: a fault
+    that only a third shows, such as a wrong offset of its rows, passes. Whatever the objective itself sets at
+    random must come from torch's global generator while it is built, and from a saved counter later. It may
+    not change the batch or the embeddings in place. Where no row has an entity, its gradients must be finite;
+    if it requires 'entity' but no text, text tokens or teacher, its loss and gradients must be 0 there. Of
+    the fields of `Embeddings`, `image`, `text` and `teacher` are at least fp32; features and tokens come in
+    bf16 where encoders compute in it.
 
     Args:
         factory: makes the objective from the spec: its class, or a `functools.partial` of it.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from mofi_lightning.objectives.base import Objective, ObjectiveFactory
 from mofi_lightning.testing import batches, two_processes
 from mofi_lightning.testing.batches import Rows
 from mofi_lightning.testing.checks import (
+    TOLERANCE,
     close,
     drawn_from,
     isolated,
@@ -22,6 +23,8 @@ from mofi_lightning.testing.checks import (
 )
 from mofi_lightning.types import ObjectiveOutput, ObjectiveSpec
 
+# without these, an objective that requires 'entity' learns from entities alone
+_OTHER_TARGETS = frozenset({"text", "text_tokens", "teacher"})
 FIELDS = frozenset({"text", "entity", "teacher", "image_tokens", "text_tokens"})
 _FP32 = 1e-4  # of the loss
 
@@ -72,10 +75,11 @@ class Contract:
         return found + zero_dimensional(objective)
 
     def loss(self) -> list[str]:
-        """The loss is a finite 0-D tensor with a finite gradient, the logs detached scalars."""
+        """The loss is a finite 0-D tensor with finite gradients, the logs detached scalars."""
         rows, made = batches.leaves(self.rows)
+        objective = self.build()
         try:
-            output = self.build()(*rows)
+            output = objective(*rows)
         except KeyError as error:
             if error.args == ("image",):
                 return ["uses batch['image']: an objective sees embeddings and labels, never pixels"]
@@ -85,7 +89,7 @@ class Contract:
         if not isinstance(output.loss, Tensor) or output.loss.ndim:
             shape = tuple(getattr(output.loss, "shape", ()))
             return [f"the loss is a {type(output.loss).__name__} {shape}; make it a 0-D tensor"]
-        found = [
+        found = batches.changes(rows, self.rows) + [
             f"logs[{name!r}] must be a detached tensor of one element"
             for name, value in output.logs.items()
             if not isinstance(value, Tensor) or value.numel() != 1 or value.requires_grad
@@ -93,8 +97,12 @@ class Contract:
         if not torch.isfinite(output.loss):
             return [*found, f"the loss is {output.loss.item()}"]
         output.loss.backward()
-        infinite = [n for n, x in made.items() if x.grad is not None and not x.grad.isfinite().all()]
-        return found + [f"the gradient of embeddings.{name} is not finite" for name in infinite]
+        gradients = _named(
+            {n: x.grad for n, x in made.items()}, {n: x.grad for n, x in objective.named_parameters()}
+        )
+        return found + [
+            f"the gradient of {n} is not finite" for n, x in gradients.items() if not x.isfinite().all()
+        ]
 
     def fp64(self) -> list[str]:
         """It works in double precision."""
@@ -199,12 +207,29 @@ class Contract:
         return []
 
     def no_labelled_rows(self) -> list[str]:
-        """A batch without labels has a finite loss."""
+        """A batch without labels has a finite loss and gradient; both are 0 where entities are all."""
         embeddings, batch = self.rows
-        loss = self.run(Rows(embeddings, {**batch, "entity": torch.full_like(batch["entity"], -1)}))
-        if torch.isfinite(loss):
+        rows = Rows(embeddings, {**batch, "entity": torch.full_like(batch["entity"], -1)})
+        (step,) = two_processes.train(self.build(), [rows])
+        gradients = _named(step.inputs, step.parameters)
+        if not torch.isfinite(step.loss):
+            return [f"the loss is {step.loss.item()} where no row has an entity; use distributed.global_mean"]
+        infinite = [name for name, x in gradients.items() if not x.isfinite().all()]
+        if infinite:
+            return [
+                f"the gradient of {', '.join(infinite)} is not finite where no row has an entity; "
+                "divide by no count of 0, even in a branch torch.where drops; use distributed.global_mean"
+            ]
+        if "entity" not in self.requires or self.requires & _OTHER_TARGETS:
             return []
-        return [f"the loss is {loss.item()} where no row has an entity; use distributed.global_mean"]
+        found = [name for name, x in gradients.items() if x.abs().max() > TOLERANCE]
+        if step.loss.abs() <= TOLERANCE and not found:
+            return []
+        return [
+            f"the loss is {step.loss:.6g} where no row has an entity, the gradient not 0 of "
+            f"{', '.join(found) or 'nothing'}: -1 counts as an entity; leave such rows out, with "
+            "distributed.global_mean(losses, batch['entity'] >= 0)"
+        ]
 
     def padding(self) -> list[str]:
         """What stands behind a text's tokens does not count."""
@@ -240,14 +265,19 @@ class Contract:
         """In eval mode the loss is finite and nothing changes."""
         objective = self.build().eval()
         before = two_processes.whole_state(objective)
+        rows, _ = batches.leaves(self.rows)
         with torch.no_grad():
-            output: ObjectiveOutput = objective(*self.rows)
+            output: ObjectiveOutput = objective(*rows)
         found = [] if torch.isfinite(output.loss) else [f"the loss is {output.loss.item()} in eval mode"]
-        return found + [
-            f"{name!r} of the state dict changes in eval mode; change it only if self.training"
-            for name, x in two_processes.whole_state(objective).items()
-            if not torch.equal(x, before[name])
-        ]
+        return (
+            found
+            + batches.changes(rows, self.rows)
+            + [
+                f"{name!r} of the state dict changes in eval mode; change it only if self.training"
+                for name, x in two_processes.whole_state(objective).items()
+                if not torch.equal(x, before[name])
+            ]
+        )
 
     def state_dict(self) -> list[str]:
         """A new objective that loads the state of a trained one goes on as that does."""
@@ -269,6 +299,13 @@ class Contract:
 
     def _batch(self, seed: int) -> Rows:
         return batches.random_rows(self.spec, batches.half_labelled(self.sizes[1]), seed)
+
+
+def _named(inputs: Mapping[str, Tensor | None], parameters: Mapping[str, Tensor | None]) -> dict[str, Tensor]:
+    """Gradients by what a finding calls their owner; none where there is none."""
+    named = {f"embeddings.{name}": x for name, x in inputs.items()}
+    named |= {f"parameter {name!r}": x for name, x in parameters.items()}
+    return {name: x for name, x in named.items() if x is not None and x.numel()}
 
 
 def _listed(fields: Collection[str]) -> str:

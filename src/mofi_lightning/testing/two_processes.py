@@ -48,10 +48,11 @@ class Step(NamedTuple):
 
 
 class Trace(NamedTuple):
-    """The state dict before training, and the steps."""
+    """The state dict before training, the steps, and after them this rank's loss in eval mode."""
 
     start: dict[str, Tensor]
     steps: list[Step]
+    validation: Tensor
 
 
 def train(objective: Objective, data: Sequence[Rows]) -> list[Step]:
@@ -101,11 +102,18 @@ def differences(factory: ObjectiveFactory, num_entities: int, rows: int, embed_d
         found = _first_difference([r[layout] for r in ranks], one[layout])
         if found:
             return [found]
+    for layout in LAYOUTS:
+        mean = torch.stack([r[layout].validation for r in ranks]).mean()
+        if not close(mean, one[layout].validation):
+            return [
+                f"training is right, but in eval mode the mean of the ranks' losses is {mean:.6g}, the loss "
+                f"of one process {one[layout].validation:.6g}; gather and take means as in training"
+            ]
     return []
 
 
 def _traces(factory: ObjectiveFactory, num_entities: int, rows: int, embed_dim: int) -> dict[str, Trace]:
-    """Two steps in fp64 on this rank's share of each layout's rows."""
+    """Two steps and a validation in fp64 on this rank's share of each layout's rows."""
     share = rows // world_size()
     own = torch.arange(rank() * share, (rank() + 1) * share)
     traces = {}
@@ -119,7 +127,11 @@ def _traces(factory: ObjectiveFactory, num_entities: int, rows: int, embed_dim: 
                 mesh = init_device_mesh("cpu", (world_size(),))
                 parallelize([], objective, mesh, mesh, bf16=False)
             start = whole_state(objective)
-            traces[layout] = Trace(start, train(objective, [batches.take(r, own) for r in data]))
+            data = [batches.take(r, own) for r in data]
+            steps = train(objective, data)
+            with torch.no_grad():
+                output: ObjectiveOutput = objective.eval()(*batches.leaves(data[0])[0])
+            traces[layout] = Trace(start, steps, output.loss)
     return traces
 
 
