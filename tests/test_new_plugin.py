@@ -113,4 +113,4 @@ def test_kebab_names_become_valid_python(tmp_path, capsys):
     written = files(tmp_path / "new")
     assert 'hard_negatives = "mofi_hard_negatives:HardNegatives"' in written["pyproject.toml"]
     assert "class HardNegatives(Objective):" in written["src/mofi_hard_negatives/objective.py"]
-    assert f"pip install {tmp_path}/new\n" in capsys.readouterr().out
+    assert f"pip install -e {tmp_path}/new\n" in capsys.readouterr().out

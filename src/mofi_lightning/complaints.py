@@ -7,6 +7,8 @@ import re
 import sys
 from collections.abc import Callable, Iterable
 
+from mofi_lightning import entry_points
+
 
 def near(word: str, names: Iterable[str]) -> str:
     """` (did you mean 'x'?)` for the name closest to `word`, whatever its case; nothing if none is close."""
@@ -24,6 +26,8 @@ def _no_class(name: str) -> str:
         for attribute, value in list(vars(sys.modules[module]).items())
         if isinstance(value, type) and not attribute.startswith("_")
     }
+    if name in entry_points.names():
+        return f"there is no class {name!r}; the plugin of that name is 'mofi_lightning.plugins.{name}'"
     return f"there is no class {name!r}{near(name, classes)}; is it misspelt or not installed?"
 
 
@@ -37,6 +41,10 @@ def _no_attribute(module: str, name: str) -> str:
     return f"module {module!r} has no {name!r}{near(name, names)}"
 
 
+def _required(names: str) -> str:
+    return f"{re.sub(r'(fit|validate)[.]', '', names)} must be set"
+
+
 # the parser's complaints, most telling first; of several, the last is the innermost
 _COMPLAINTS: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"Option '([^']+)' is not accepted", "option {!r} is not accepted".format),
@@ -45,6 +53,7 @@ _COMPLAINTS: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"module '([^']+)' has no attribute '([^']+)'", _no_attribute),
     (r"((?:no plugin is called|plugin) '[^\n]+?)(?:\. Got value|\n|$)", "{}".format),
     (r"Expected '([^']+)' to be a subclass of <class '([^']+)'>", "{!r} is no {}".format),
+    (r"the following arguments are required: ([\w., ]+?)(?:\. Got value|\n|$)", _required),
     (r"Expected an? <class '([^']+)'>\. Got value: ([^\n]+)", "expected {}, got {}".format),
     (r"Expected an? <class '([^']+)'>(?s:.*)Given value: ([^\n]+)", "expected {}, got {}".format),
 )
@@ -56,5 +65,5 @@ def one_line(message: str) -> str:
     for pattern, wording in _COMPLAINTS:
         if found := re.findall(pattern, message):
             last = found[0] if isinstance(found[0], tuple) else (found[-1],)
-            return f"{where}: {wording(*last)}"
+            return f"{where}: {wording(*last)}" if where else wording(*last)
     return " ".join(message.split())

@@ -100,6 +100,11 @@ def test_wrong_options_end_with_one_line(capsys, tmp_path):
     assert "max_stepps" in complaint(capsys, *fit(tmp_path, "--config", str(yaml)))
     misspelt = complaint(capsys, *fit(tmp_path, "--model.objective", "EntitySoftmaxx"))
     assert "model.objective: there is no class 'EntitySoftmaxx' (did you mean 'EntitySoftmax'?)" in misspelt
+    plugin = complaint(capsys, *fit(tmp_path, "--model.objective", "knn"))
+    assert "the plugin of that name is 'mofi_lightning.plugins.knn'" in plugin
+    required = complaint(capsys, *fit(tmp_path, "--model.objective", "DeViSE"))
+    assert required.startswith("mofi: error: model.objective: label_vectors must be set")
+    assert "data must be set" in complaint(capsys, "fit", "--trainer.max_steps", "1")
     path = complaint(capsys, *fit(tmp_path, "--model.objective", "mofi_lightning.objectives.Mofi"))
     assert "module 'mofi_lightning.objectives' has no 'Mofi' (did you mean 'MOFI'?)" in path
     assert "did you mean 'I2EDataModule'?" in complaint(capsys, *fit(tmp_path, "--data", "I2EDatamodule"))

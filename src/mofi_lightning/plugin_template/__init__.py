@@ -43,7 +43,7 @@ def new_plugin(name: str, output: str | None = None) -> None:
     at = str(folder) if folder.is_absolute() else f"./{folder.as_posix()}"
     print(
         f"wrote {at}, with the objective in src/{_names(name)['package']}/objective.py; use it as it is:\n\n"
-        f"  pip install {at}\n"
+        f"  pip install -e {at}\n"
         f"  mofi fit -c {folder.as_posix()}/config.yaml\n"
         f"  pytest {folder.as_posix()}"
     )

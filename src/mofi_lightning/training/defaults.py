@@ -31,6 +31,7 @@ def quiet() -> None:
     warnings.filterwarnings("ignore", ".*FSDP2-wrapped module .* returned a view tensor.*")
     warnings.filterwarnings("ignore", ".*isinstance.treespec, LeafSpec.*")
     warnings.filterwarnings("ignore", "Total length of `list` across ranks is zero")
+    warnings.filterwarnings("ignore", "Found .* in eval mode at the start of training")  # what is frozen
 
 
 def default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool | None) -> list[Callback]:

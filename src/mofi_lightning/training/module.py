@@ -56,7 +56,7 @@ class PretrainingModule(LightningModule):
         objective: Callable[[ObjectiveSpec], Objective] = CLIP,
         optimization: Optimization = Optimization(),  # noqa: B008 (frozen dataclass; shown by --help)
         init_from: str | None = None,
-        freeze: Sequence[str] = (),
+        freeze: str | Sequence[str] = (),
         teacher: TeacherConfig | None = None,
     ) -> None:
         super().__init__()
@@ -64,7 +64,7 @@ class PretrainingModule(LightningModule):
         self.make_objective = objective
         self.optimization = optimization
         self.init_from = init_from
-        self.frozen = list(freeze)
+        self.frozen = [freeze] if isinstance(freeze, str) else list(freeze)
         self.teacher_config = teacher
 
     def setup(self, stage: str) -> None:
@@ -112,6 +112,10 @@ class PretrainingModule(LightningModule):
             if self.trainer.is_global_zero:
                 print(report)
         freeze(self, self.frozen)
+        if self.frozen and self.trainer.is_global_zero:
+            parameters = [p for part in (self.model, self.objective) for p in part.parameters()]
+            kept = sum(p.numel() for p in parameters if not p.requires_grad)
+            print(f"frozen: {kept:,} of {sum(p.numel() for p in parameters):,} parameters")
         if self.model.text is not None and not self.objective.requires & _TEXT_FIELDS:
             self.model.text.requires_grad_(False)  # nothing trains it, and it is not run
         strategy = self.trainer.strategy
