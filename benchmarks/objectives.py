@@ -11,9 +11,8 @@ from __future__ import annotations
 import argparse
 import json
 
-from objective_costs.entity import entity_figures
-
 from objective_costs.contrastive import contrastive_figures
+from objective_costs.entity import entity_figures
 
 LIMITS = {
     "clip_time_ratio_4k": "<= 0.65",
