@@ -43,11 +43,11 @@ def test_the_commands_that_it_prints_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["new-plugin", "demo"])
     install, fit, test = capsys.readouterr().out.splitlines()[-3:]
-    # as printed, but into a folder instead of the environment, and without the network
+    # as printed, but a copy into a folder instead of a link into the environment, and without the network
     python, site = [sys.executable, "-m"], str(tmp_path / "site")
     quiet = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", site]
-    assert install.split() == ["pip", "install", "./demo"]
-    run([*python, *install.split(), *quiet], tmp_path)
+    assert install.split() == ["pip", "install", "-e", "./demo"]
+    run([*python, *(word for word in install.split() if word != "-e"), *quiet], tmp_path)
     few = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.init_args.rows", "16"]
     assert fit.split() == ["mofi", "fit", "-c", "demo/config.yaml"]
     run([*python, "mofi_lightning", *fit.split()[1:], *few], tmp_path, PYTHONPATH=site)
