@@ -56,7 +56,8 @@ def test_loss_gradient_and_update_equal_a_loop_over_rows_and_classes(form, cente
     output.loss.backward()
     objective.after_optimizer_step(lr_factor=0.5)
     torch.testing.assert_close(output.loss, expected.detach())
-    torch.testing.assert_close(embeddings.image.grad, gradient)
+    bound = 1e-5 * gradient.abs().max().item()  # fp32, and the slope of the angle at the target is steep
+    torch.testing.assert_close(embeddings.image.grad, gradient, rtol=0, atol=bound)
     assert embeddings.image.grad[1].eq(0).all()
     moment = table_gradient.pow(2).mean(2)
     torch.testing.assert_close(objective.second_moment, moment)

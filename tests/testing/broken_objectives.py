@@ -269,6 +269,16 @@ class NoBf16Tokens(Tokens):
         return super().forward(embeddings, batch)
 
 
+class Spread(Objective):
+    """Length of the mean image, which needs no labels; without a fault."""
+
+    def __init__(self, spec) -> None:
+        super().__init__()
+
+    def forward(self, embeddings, batch):
+        return ObjectiveOutput(gather(embeddings.image).mean(0).square().sum(), {})
+
+
 class Classes(Objective):
     """Cross-entropy of each labelled row's image against a row per entity; without a fault."""
 

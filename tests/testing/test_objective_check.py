@@ -98,6 +98,7 @@ def test_what_fails_on_one_rank_only_is_reported_by_its_last_line():
         partial(EntitySoftmax, num_sampled=8),
         partial(EntitySoftmax, form="arcface", sub_centers=2),
         partial(MultiTask, objectives={"entity": EntitySoftmax, "clip": CLIP}),
+        partial(MultiTask, objectives={"entity": EntitySoftmax, "spread": broken.Spread}),
         MOFI,
     ),
     ids=lambda factory: getattr(factory, "func", factory).__name__,

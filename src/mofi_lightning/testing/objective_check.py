@@ -10,6 +10,7 @@ from mofi_lightning.testing import batches, two_processes
 from mofi_lightning.testing.checks import Findings, isolated
 from mofi_lightning.testing.largest_tensor import LargestTensor, TensorWatch
 from mofi_lightning.testing.objective_contract import Contract
+from mofi_lightning.testing.objective_requires import honest_requires
 from mofi_lightning.types import InputError, ObjectiveOutput
 
 _MANY_ROWS = 2048
@@ -84,7 +85,7 @@ def _check(contract: Contract) -> ObjectiveReport:
         if not findings.run(name, check):
             findings.raise_if_any(f"objective {contract.name!r}")
     findings.run("gradients", contract.gradients)
-    findings.run("requires", contract.honest_requires)
+    findings.run("requires", lambda: honest_requires(contract))
     # losses that chance decides cannot be compared
     repeatable = findings.run("random numbers", contract.random_numbers)
     if repeatable:

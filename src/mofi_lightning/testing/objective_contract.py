@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Collection, Mapping
 
 import torch
@@ -23,7 +22,7 @@ from mofi_lightning.testing.checks import (
 )
 from mofi_lightning.types import ObjectiveOutput, ObjectiveSpec
 
-# without these, an objective that requires 'entity' learns from entities alone
+# without these, an objective that requires 'entity', and so do all its parts, learns from entities alone
 _OTHER_TARGETS = frozenset({"text", "text_tokens", "teacher"})
 FIELDS = frozenset({"text", "entity", "teacher", "image_tokens", "text_tokens"})
 _FP32 = 1e-4  # of the loss
@@ -65,10 +64,10 @@ class Contract:
             return [f"the factory makes a {type(objective).__name__}, no Objective; derive from Objective"]
         self.name, requires = type(objective).__name__, objective.requires
         if not isinstance(requires, frozenset):
-            return [f"`requires` is a {type(requires).__name__}; make it a frozenset of {_listed(FIELDS)}"]
+            return [f"`requires` is a {type(requires).__name__}; make it a frozenset of {listed(FIELDS)}"]
         self.requires = requires
         unknown = requires - FIELDS
-        found = [f"`requires` names {f!r}, which is none of {_listed(FIELDS)}" for f in sorted(unknown)]
+        found = [f"`requires` names {f!r}, which is none of {listed(FIELDS)}" for f in sorted(unknown)]
         space = objective.label_space()
         if space is not None and all(space is not module for module in objective.modules()):
             found.append("label_space() is no module of the objective, so nothing would train it")
@@ -116,7 +115,7 @@ class Contract:
 
     def gradients(self) -> list[str]:
         """In two steps, a gradient reaches what `requires` names and every trainable parameter."""
-        steps = two_processes.train(self.build(), [self.rows, self._batch(1)])
+        steps = two_processes.train(self.build(), [self.rows, self.batch(1)])
         reached = {name for step in steps for name, x in step.inputs.items() if x.any()}
         found = [
             f"none reaches embeddings.{field}; use it without detaching it, or do not require it"
@@ -129,52 +128,6 @@ class Contract:
             f"none reaches parameter {name!r}; use it in the loss, or make it a buffer"
             for name, parameter in self.build().named_parameters()
             if parameter.requires_grad and name not in alive
-        ]
-
-    def honest_requires(self) -> list[str]:
-        """It works with no more than `requires` names, and uses all of that."""
-        # where there are text tokens, there is a text
-        given = self.requires | ({"text"} if "text_tokens" in self.requires else set())
-        spec = dataclasses.replace(
-            self.spec,
-            vocabulary=self.spec.vocabulary if "entity" in given else None,
-            text_feature_dim=self.spec.text_feature_dim if "text" in given else None,
-            teacher_dim=self.spec.teacher_dim if "teacher" in given else None,
-        )
-        try:
-            self.build(spec=spec)
-        except Exception as error:
-            return [f"a spec with no more than `requires` names cannot build it: {last_line(error)}"]
-        if not self._undeclared(FIELDS - given):
-            return self._unused()
-        errors = {field: self._undeclared({field}) for field in sorted(FIELDS - given)}
-        return [
-            f"uses {field!r} but does not require it ({message}); name it in `requires`, or do without it"
-            for field, message in errors.items()
-            if message
-        ] or [f"fails without {_listed(FIELDS - given)}, which it does not require"]
-
-    def _undeclared(self, fields: Collection[str]) -> str:
-        """What goes wrong without `fields`."""
-        try:
-            loss = self.run(batches.without(self.rows, fields))
-        except Exception as error:
-            return last_line(error)
-        return "" if torch.isfinite(loss) else f"the loss is {loss.item()}"
-
-    def _unused(self) -> list[str]:
-        """Required fields, of those without gradient, that the loss does not depend on."""
-        embeddings, batch = self.rows
-        other = self._batch(1)
-        changed = {
-            "entity": Rows(embeddings, {**batch, "entity": batch["entity"].roll(1)}),
-            "teacher": Rows(dataclasses.replace(embeddings, teacher=other.embeddings.teacher), batch),
-        }
-        loss = self.run(self.rows)
-        return [
-            f"requires {field!r}, but the loss does not depend on it; drop it from `requires`"
-            for field in sorted(self.requires & changed.keys())
-            if torch.equal(self.run(changed[field]), loss)
         ]
 
     def order(self) -> list[str]:
@@ -210,7 +163,8 @@ class Contract:
         """A batch without labels has a finite loss and gradient; both are 0 where entities are all."""
         embeddings, batch = self.rows
         rows = Rows(embeddings, {**batch, "entity": torch.full_like(batch["entity"], -1)})
-        (step,) = two_processes.train(self.build(), [rows])
+        objective = self.build()
+        (step,) = two_processes.train(objective, [rows])
         gradients = _named(step.inputs, step.parameters)
         if not torch.isfinite(step.loss):
             return [f"the loss is {step.loss.item()} where no row has an entity; use distributed.global_mean"]
@@ -220,7 +174,8 @@ class Contract:
                 f"the gradient of {', '.join(infinite)} is not finite where no row has an entity; "
                 "divide by no count of 0, even in a branch torch.where drops; use distributed.global_mean"
             ]
-        if "entity" not in self.requires or self.requires & _OTHER_TARGETS:
+        parts = [part for part in objective.modules() if isinstance(part, Objective)]
+        if any("entity" not in part.requires or part.requires & _OTHER_TARGETS for part in parts):
             return []
         found = [name for name, x in gradients.items() if x.abs().max() > TOLERANCE]
         if step.loss.abs() <= TOLERANCE and not found:
@@ -282,7 +237,7 @@ class Contract:
     def state_dict(self) -> list[str]:
         """A new objective that loads the state of a trained one goes on as that does."""
         trained, resumed = self.build(), self.build(seed=1)
-        two_processes.train(trained, [self.rows, self._batch(1), self._batch(2)])
+        two_processes.train(trained, [self.rows, self.batch(1), self.batch(2)])
         resumed.load_state_dict(trained.state_dict())
         for number, what in ((3, "the loss"), (4, "the loss one step later")):
             want, got = (self._next_loss(objective, number) for objective in (trained, resumed))
@@ -295,9 +250,10 @@ class Contract:
 
     def _next_loss(self, objective: Objective, number: int) -> Tensor:
         seed_everything(number)  # random numbers that should not be drawn are found elsewhere
-        return two_processes.train(objective, [self._batch(number)])[0].loss
+        return two_processes.train(objective, [self.batch(number)])[0].loss
 
-    def _batch(self, seed: int) -> Rows:
+    def batch(self, seed: int) -> Rows:
+        """Other rows for every `seed`, every other one labelled."""
         return batches.random_rows(self.spec, batches.half_labelled(self.sizes[1]), seed)
 
 
@@ -308,5 +264,6 @@ def _named(inputs: Mapping[str, Tensor | None], parameters: Mapping[str, Tensor 
     return {name: x for name, x in named.items() if x is not None and x.numel()}
 
 
-def _listed(fields: Collection[str]) -> str:
+def listed(fields: Collection[str]) -> str:
+    """Names of fields, in quotes."""
     return ", ".join(map(repr, sorted(fields)))
