@@ -43,7 +43,14 @@ def test_every_verb_names_a_documented_function():
         assert getattr(import_module(module), attribute).__doc__
 
 
-@pytest.mark.parametrize("verb", [v for v in cli.VERBS if v not in {"fit", "validate", "pairs"}])
+@pytest.mark.parametrize(
+    "verb",
+    [
+        f"{verb} folder" if verb in {"pairs", "data build"} else verb
+        for verb in cli.VERBS
+        if verb not in {"fit", "validate"}
+    ],
+)
 def test_the_help_of_a_verb_imports_neither_torch_nor_lightning(verb):
     code = (
         "import sys\nfrom mofi_lightning import cli\n"
@@ -68,10 +75,10 @@ def test_every_public_name_resolves():
 
 def test_unknown_verbs_and_options_end_with_one_line(capsys, tmp_path):
     assert "did you mean 'curate'" in complaint(capsys, "curat")
-    assert "unrecognized arguments: --nope 1" in complaint(capsys, "data", "build", "a", "b", "--nope", "1")
-    assert "output" in complaint(capsys, "data", "build", "a")
-    missing = complaint(capsys, "data", "build", str(tmp_path / "no.parquet"), str(tmp_path / "out"))
-    assert "no.parquet" in missing
+    assert "unrecognized arguments: --nope 1" in complaint(capsys, "curate", "a", "b", "--nope", "1")
+    build = ("data", "build", "parquet", "--path", str(tmp_path / "no.parquet"))
+    assert "output" in complaint(capsys, *build)
+    assert "no.parquet" in complaint(capsys, *build, "--output", str(tmp_path / "out"))
     assert "keep" in complaint(capsys, "curate", "a", "b", "--keep", "much")
     assert (
         "'data bild' is no verb of mofi; `mofi --help` lists them (did you mean 'data build'?)"
@@ -89,7 +96,7 @@ def test_a_source_that_is_none_is_answered_with_the_sources(capsys):
 
 def test_complaints_name_the_help_of_the_verb(capsys):
     assert "(`mofi evaluate --help` lists" in complaint(capsys, "evaluate", "a.parquet", "out", "--nope", "1")
-    assert "(`mofi data build --help` lists" in complaint(capsys, "data", "build", "a")
+    assert "(`mofi data build folder --help` lists" in complaint(capsys, "data", "build", "folder", "--nope")
     assert "(`mofi pairs folder --help` lists" in complaint(capsys, "pairs", "folder", "--nope", "1")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import subprocess
@@ -9,6 +10,7 @@ import sys
 import zipfile
 from pathlib import Path
 
+import pyarrow.parquet as pq
 import pytest
 
 from mofi_lightning.cli import main
@@ -39,15 +41,21 @@ def files(folder: Path) -> dict[str, str]:
     }
 
 
+def install_copy(command: str, folder: Path) -> str:
+    """Install as printed, but a copy instead of a link into the environment, and without the network."""
+    site = str(folder / "site")
+    quiet = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", site]
+    words = command.split()
+    assert words == ["pip", "install", "-e", "./demo"]
+    run([sys.executable, "-m", *(word for word in words if word != "-e"), *quiet], folder)
+    return site
+
+
 def test_the_commands_that_it_prints_work(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     main(["new-plugin", "demo"])
     install, fit, test = capsys.readouterr().out.splitlines()[-3:]
-    # as printed, but a copy into a folder instead of a link into the environment, and without the network
-    python, site = [sys.executable, "-m"], str(tmp_path / "site")
-    quiet = ["--quiet", "--no-deps", "--no-build-isolation", "--disable-pip-version-check", "--target", site]
-    assert install.split() == ["pip", "install", "-e", "./demo"]
-    run([*python, *(word for word in install.split() if word != "-e"), *quiet], tmp_path)
+    python, site = [sys.executable, "-m"], install_copy(install, tmp_path)
     few = ["--trainer.max_steps", "2", "--trainer.accelerator", "cpu", "--data.init_args.rows", "16"]
     assert fit.split() == ["mofi", "fit", "-c", "demo/config.yaml"]
     run([*python, "mofi_lightning", *fit.split()[1:], *few], tmp_path, PYTHONPATH=site)
@@ -56,13 +64,32 @@ def test_the_commands_that_it_prints_work(tmp_path, monkeypatch, capsys):
     assert " passed" in run([*python, *shlex.split(test), "-q"], tmp_path, PYTHONPATH=site)
 
 
+def test_the_commands_for_a_source_work_and_it_reads_pairs(tmp_path, monkeypatch, capsys, emoji_slice):
+    monkeypatch.chdir(tmp_path)
+    main(["new-plugin", "demo", "--kind", "source"])
+    install, pairs, test = capsys.readouterr().out.splitlines()[-3:]
+    site = install_copy(install, tmp_path)
+    assert pairs.split() == ["mofi", "pairs", "demo", "--help"]
+    mofi = [sys.executable, "-m", "mofi_lightning"]
+    assert "--path PATH" in run([*mofi, *pairs.split()[1:]], tmp_path, PYTHONPATH=site)
+    row = pq.read_table(emoji_slice / "test.parquet").to_pylist()[0]
+    (tmp_path / "one.png").write_bytes(row["image"])
+    (tmp_path / "list.jsonl").write_text(json.dumps({"image": "one.png", "text": row["text"]}) + "\n")
+    words = ["pairs", "demo", "--path", "list.jsonl", "--output", "pairs"]
+    run([*mofi, *words], tmp_path, PYTHONPATH=site)
+    assert pq.read_table(tmp_path / "pairs" / "train.parquet").to_pylist() == [{**row, "key": "one.png"}]
+    assert test.split() == ["pytest", "demo"]
+    assert " passed" in run([sys.executable, "-m", *test.split(), "-q"], tmp_path, PYTHONPATH=site)
+
+
 def test_the_template_among_the_plugins_is_what_it_writes(tmp_path):
     write_package("template", tmp_path)
     assert files(tmp_path) == files(ROOT / "plugins" / "template")
 
 
-def test_what_it_writes_is_clean_whatever_the_name(tmp_path):
-    write_package("zero-shot-teacher", tmp_path)
+@pytest.mark.parametrize("kind", ["objective", "source"])
+def test_what_it_writes_is_clean_whatever_the_name(kind, tmp_path):
+    write_package("zero-shot-teacher", tmp_path, kind)
     assert "tests/test_zero_shot_teacher.py" in files(tmp_path)
     assert not [name for name, text in files(tmp_path).items() if "{{" in text or "}}" in text]
     ruff = [sys.executable, "-m", "ruff"]
@@ -78,7 +105,8 @@ def test_the_wheel_of_the_library_carries_the_template(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     inside = {name for name in zipfile.ZipFile(wheel).namelist() if name.startswith("mofi_lightning/plugin_")}
     package = ROOT / "src" / "mofi_lightning" / "plugin_template"
-    assert {f"mofi_lightning/plugin_template/files/{p.name}" for p in (package / "files").iterdir()} < inside
+    templates = {path.relative_to(package).as_posix() for path in package.rglob("*.tmpl")}
+    assert {f"mofi_lightning/plugin_template/{name}" for name in templates} < inside
 
 
 @pytest.mark.parametrize(
@@ -90,6 +118,7 @@ def test_the_wheel_of_the_library_carries_the_template(tmp_path):
         ("../x", "lower-case words"),
         ("class", "already means something"),
         ("objective", "already means something"),
+        ("source", "already means something"),
         ("timm", "is taken"),
         ("lightning", "a module mofi_lightning is installed"),
     ),

@@ -28,10 +28,10 @@ $(QUICKSTART)/tokenizer.json: | $(PAIRS)/truth.parquet
 	mofi data tokenizer $(PAIRS) $@ --vocab_size 4000
 
 $(QUICKSTART)/data/pairs/dataset.json: | $(PAIRS)/truth.parquet
-	mofi data build $(PAIRS)/train.parquet $(@D)
+	mofi data build parquet --path $(PAIRS)/train.parquet --output $(@D)
 
 $(QUICKSTART)/data/validation/dataset.json: | $(PAIRS)/truth.parquet
-	mofi data build $(PAIRS)/validation.parquet $(@D)
+	mofi data build parquet --path $(PAIRS)/validation.parquet --output $(@D)
 
 # (a data set of `mofi curate` is complete with its curation.json)
 # entities linked in the texts, before and after the check by the CLIP that saw nothing but the noisy pairs

@@ -34,11 +34,13 @@ VERBS = {
         "mofi_lightning.curation.pipeline:curate", "turn pairs into an Image-to-Entities data set"
     ),
     "data build": Verb(
-        "mofi_lightning.data.build:build_dataset", "turn pairs into a data set without entities"
+        "mofi_lightning.data.build:build_dataset", "turn a source into a data set without entities"
     ),
     "data tokenizer": Verb("mofi_lightning.data.build:train_tokenizer", "train a tokenizer on the texts"),
-    "data stats": Verb("mofi_lightning.data.inspection:stats", "count rows, entities, sizes and lengths"),
+    "data stats": Verb("mofi_lightning.data.stats:stats", "count rows, entities, sizes and lengths"),
     "data verify": Verb("mofi_lightning.data.inspection:verify", "check every checksum, image and entity"),
+    "data sample": Verb("mofi_lightning.data.sample:sample", "show random rows on a page"),
+    "data bench": Verb("mofi_lightning.data.bench:bench", "measure how fast rows are read and decoded"),
     "vectors": Verb("mofi_lightning.encoders.label_vectors:vectors", "embed entity names for DeViSE"),
     "fit": Verb("mofi_lightning.training.command:run", "pretrain an image encoder"),
     "validate": Verb("mofi_lightning.training.command:run", "run one validation of a checkpoint"),
@@ -50,6 +52,8 @@ VERBS = {
         "mofi_lightning.plugin_template:new_plugin", "write a complete package of a new plugin"
     ),
 }
+# the verbs whose first word names a source
+_OF_A_SOURCE = ("pairs", "data build")
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -61,8 +65,8 @@ def main(args: Sequence[str] | None = None) -> None:
     except InputError as error:
         _fail(str(error))
     except argparse.ArgumentError as error:
-        name, _ = _verb(words)
-        source = f" {words[1]}" if name == "pairs" else ""
+        name, length = _verb(words)
+        source = f" {words[length]}" if name in _OF_A_SOURCE else ""
         _fail(f"{one_line(str(error))} (`mofi {name}{source} --help` lists the options)")
     except OSError as error:
         if isinstance(error, BrokenPipeError):
@@ -101,8 +105,8 @@ def _dispatch(words: list[str]) -> None:
     function = getattr(import_module(module), attribute)
     if name in ("fit", "validate"):
         function(words)
-    elif name == "pairs":
-        _run_pairs(function, words[1:])
+    elif name in _OF_A_SOURCE:
+        _run_with_source(name, function, words[length:])
     elif name == "backbones":
         _run(name, function, words[1:] or ["*"])
     else:
@@ -174,30 +178,30 @@ def _run(name: str, function: Callable[..., None], words: list[str]) -> None:
     function(**options)
 
 
-def _run_pairs(write_pairs: Callable[..., None], words: list[str]) -> None:
-    """`mofi pairs SOURCE --output DIR`: the source's constructor arguments are options too."""
+def _run_with_source(name: str, function: Callable[..., None], words: list[str]) -> None:
+    """`mofi NAME SOURCE --output DIR`: the source's constructor arguments are options too."""
     from mofi_lightning import entry_points
 
     if not words or words[0].startswith("-"):
         sources = ", ".join(entry_points.load_all("source"))
-        text = f"usage: mofi pairs SOURCE --output DIR [options]\n\nSources: {sources}"
+        text = f"usage: mofi {name} SOURCE --output DIR [options]\n\nSources: {sources}"
         if words[:1] in (["-h"], ["--help"]):
-            print(f"{text}\n\n`mofi pairs SOURCE --help` explains a source's options.")
+            print(f"{text}\n\n`mofi {name} SOURCE --help` explains the options.")
             return
-        raise InputError(f"mofi pairs needs the name of a source; there are {sources}")
+        raise InputError(f"mofi {name} needs the name of a source; there are {sources}")
     if words[0] not in entry_points.names():
         names = list(entry_points.load_all("source"))
         raise InputError(
             f"no source is called {words[0]!r}{near(words[0], names)}; there are {', '.join(names)}"
         )
     source_class = entry_points.load_kind(words[0], "source")
-    parser = _parser(f"pairs {words[0]}", _summary(source_class))
+    parser = _parser(f"{name} {words[0]}", f"{_summary(function)}\n\n{_summary(source_class)}")
     parser.add_class_arguments(source_class, as_group=False)
-    parser.add_function_arguments(write_pairs, as_group=False, skip={"source"})
+    parser.add_function_arguments(function, as_group=False, skip={"source"})
     options = _parse(parser, _join_lists(source_class, words[1:]))
-    own = inspect.signature(write_pairs).parameters
-    for_write = {name: options.pop(name) for name in list(options) if name in own}
-    write_pairs(source_class(**options), **for_write)
+    own = inspect.signature(function).parameters
+    for_function = {option: options.pop(option) for option in list(options) if option in own}
+    function(source_class(**options), **for_function)
 
 
 def _summary(function: Callable[..., Any]) -> str:

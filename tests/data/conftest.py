@@ -10,7 +10,7 @@ import pytest
 from mofi_lightning.data.datamodule import DataSource, I2EDataModule
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.schema import Row
-from mofi_lightning.data.shards import write_dataset
+from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.data.transforms import Augmentation
 from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.encoders.preprocess import Preprocess
@@ -45,7 +45,7 @@ def i2e(tmp_path_factory: pytest.TempPathFactory, rows: list[Row], vocabulary: E
     """A data set with entities, in three chunks."""
     output = tmp_path_factory.mktemp("i2e") / "i2e"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mofi_lightning.data.shards.CHUNK_BYTES", 120_000)
+        patch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 120_000)
         write_dataset(rows, output, vocabulary)
     return output
 

@@ -18,7 +18,7 @@ def examples(builder, rows):
 def test_a_batch_stacks_images_texts_entities_and_keys_of_the_same_rows(rows, vocabulary, tokenizer):
     builder = BatchBuilder(PREPROCESS, Augmentation(), TextSampling(), vocabulary, tokenizer, 16)
     made = examples(builder, rows[:8])
-    batch = builder.batch(made)
+    batch = builder.batch(made, torch.stack([example.image for example in made]))
     assert batch["key"] == [row.key for row in rows[:8]]
     assert batch["image"].shape == (8, 3, 24, 24) and batch["image"].dtype == torch.uint8
     assert batch["entity"].dtype == torch.int64
@@ -37,7 +37,8 @@ def test_without_augmentation_the_image_is_exactly_the_encoder_s(rows, tokenizer
 
 def test_fields_that_nothing_carries_are_left_out(rows):
     builder = BatchBuilder(PREPROCESS, None, TextSampling(), None, None, 0)
-    assert set(builder.batch(examples(builder, rows[:2]))) == {"image", "key"}
+    made = examples(builder, rows[:2])
+    assert set(builder.batch(made, torch.stack([example.image for example in made]))) == {"image", "key"}
 
 
 def test_a_damaged_image_is_reported(rows):

@@ -3,10 +3,12 @@ import pytest
 import torch
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
+from tests.data.s3 import s3_server, upload
 
 from mofi_lightning.data.datamodule import DataSource, I2EDataModule
-from mofi_lightning.data.shards import write_dataset
+from mofi_lightning.data.storage import Cache
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.encoders.decoding import decode
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.types import InputError
@@ -78,6 +80,30 @@ def test_a_data_set_can_be_held_out_too_and_no_validation_is_no_loader(i2e, plai
     data = make_data({"i2e": (i2e, 20)}, validation=str(plain), num_workers=1)
     assert sum(len(batch["key"]) for batch in data.val_dataloader()) == 48  # 3 batches of 16
     assert make_data({"i2e": (i2e, 20)}).val_dataloader() == []
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_data_sets_in_object_storage_give_the_batches_of_local_ones(
+    i2e, plain, make_data, tmp_path, num_workers
+):
+    local = make_data({"i2e": (i2e, 34)}, 6, validation=str(plain))
+    with s3_server() as server:
+        for name, folder in (("i2e", i2e), ("plain", plain)):
+            upload(folder, f"s3://sets/{num_workers}/{name}")
+        uris = [f"s3://sets/{num_workers}/{name}" for name in ("i2e", "plain")]
+        options = {"validation": uris[1], "cache": Cache(str(tmp_path)), "num_workers": num_workers}
+        data = make_data({"i2e": (uris[0], 34)}, 6, **options)
+        for remote, expected in (
+            (data.train_dataloader(), local.train_dataloader()),
+            (data.val_dataloader(), local.val_dataloader()),
+        ):
+            for batch, other in zip(remote, expected, strict=True):
+                assert batch["key"] == other["key"] and torch.equal(batch["image"], other["image"])
+        assert data.bad_rows == {}
+        chunks = {key: n for key, n in server.downloads.items() if key.endswith(".bin")}
+        assert len(chunks) == 4 and set(chunks.values()) == {1}, "each chunk is fetched once"
+    loader = make_data({"i2e": (i2e, 34)}, 6).train_dataloader()
+    loader.load_state_dict(data.train_dataloader().state_dict())
 
 
 class Recorder(LightningModule):

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from mofi_lightning.data.schema import Row, checksum
-from mofi_lightning.data.shards import CorruptRow, ShardReader, open_dataset, write_dataset
+from mofi_lightning.data.shards import CorruptRow, ShardReader, open_dataset
+from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.types import InputError
 
 
@@ -54,15 +55,15 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_succeeds(tmp_path, 
     script = (
         "import sys, time\n"
         "from pathlib import Path\n"
-        "from mofi_lightning.data import shards\n"
+        "from mofi_lightning.data import writing\n"
         "from mofi_lightning.data.schema import Row\n"
-        "shards.CHUNK_BYTES = 2000\n"
+        "writing.CHUNK_BYTES = 2000\n"
         "def rows():\n"
         "    for i in range(10**6):\n"
         "        if i == 50: print('midway', flush=True)\n"
         "        if i > 50: time.sleep(0.01)\n"
         "        yield Row(str(i), b'x' * 500, 'text')\n"
-        "shards.write_dataset(rows(), Path(sys.argv[1]))\n"
+        "writing.write_dataset(rows(), Path(sys.argv[1]))\n"
     )
     output = tmp_path / "out"
     process = subprocess.Popen([sys.executable, "-c", script, str(output)], stdout=subprocess.PIPE, text=True)
@@ -131,12 +132,12 @@ def test_garbage_in_the_structure_is_a_corrupt_row_whatever_litdata_makes_of_it(
 @pytest.mark.parametrize(("damage", "message"), [("cut", "has 1000 of"), ("remove", "is missing")])
 def test_a_missing_or_truncated_chunk_is_named_at_once(i2e, tmp_path, damage, message):
     dataset = copy_of(i2e, tmp_path)
-    chunk = dataset / "shards" / "chunk-0-1.bin"
+    chunk = dataset / "shards" / "chunk-000001.bin"
     if damage == "cut":
         os.truncate(chunk, 1000)
     else:
         chunk.unlink()
-    with pytest.raises(InputError, match=rf"chunk-0-1\.bin {message}"):
+    with pytest.raises(InputError, match=rf"chunk-000001\.bin {message}"):
         ShardReader(open_dataset(dataset))
 
 

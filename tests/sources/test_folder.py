@@ -2,14 +2,16 @@
 
 import csv
 import json
+import os
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
 from mofi_lightning import cli
-from mofi_lightning.sources.base import Entity
+from mofi_lightning.sources.base import Entity, well_formed
 from mofi_lightning.sources.folder import FolderSource
+from mofi_lightning.sources.write import write_pairs
 from mofi_lightning.types import InputError
 
 
@@ -119,6 +121,13 @@ def test_hidden_files_and_folders_that_look_like_images_are_left_out(folder):
         ("metadata.jsonl", b'{"file_name": "a.png", "text": "A"}\n{"file', r"cannot be read after row 1 \("),
         ("metadata.csv", b"file_name,text\na.png,caf\xe9\n", r"metadata\.csv cannot be read .*UTF-8"),
         ("metadata.csv", b"file_name,text\na.png,A\n./a.png,B\n", r"csv names 'a\.png' twice"),
+        (
+            "metadata.csv",
+            b"file_name,text\na.png,big, red\n",
+            r"row 1 of .*csv has more cells than the header",
+        ),
+        ("metadata.jsonl", b"[" * 100_000, r"cannot be read after row 0 \("),
+        ("metadata.jsonl", b"1" * 5_000, r"cannot be read after row 0 \("),
         ("metadata.csv", b"file_name,text\ng.png,G\n", r"row 1 of .*csv names 'g\.png', which is no image"),
         ("metadata.csv", b"file_name,text\n../images/a.png,A\n", r"names '\.\./images/a\.png', which is no"),
     ],
@@ -128,6 +137,20 @@ def test_a_bad_table_is_named_with_the_row(folder, name, content, message):
     with pytest.raises(InputError, match=message) as error:
         FolderSource(folder)
     assert "\n" not in str(error.value)
+
+
+def test_texts_and_names_that_utf8_cannot_hold_become_replacement_characters(folder, tmp_path):
+    write_table(folder, "jsonl", [{"file_name": "a.png", "text": "x \ud83d y \udca9"}])
+    assert next(FolderSource(folder).pairs("train")).text == "x \ufffd y \ufffd"
+    (folder / os.fsdecode(b"caf\xe9.png")).write_bytes(b"image")
+    write_pairs(FolderSource(folder, class_folders=True), tmp_path / "pairs")
+    assert "caf\ufffd.png" in pq.read_table(tmp_path / "pairs" / "train.parquet")["key"].to_pylist()
+
+
+@pytest.mark.parametrize("text", ["", "plain", "\u00e9 \U0001f4a9", "a\ud800", "\udfffb", "\ud83d\udca9"])
+def test_well_formed_text_keeps_all_that_utf8_can_hold(text):
+    assert well_formed(text) == "".join(c if c.encode("utf-8", "ignore") else "\ufffd" for c in text)
+    well_formed(text).encode()
 
 
 def test_two_tables_are_refused(folder):

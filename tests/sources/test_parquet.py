@@ -53,6 +53,51 @@ def test_without_a_key_column_the_key_is_split_and_row(splits):
     assert [pair.key for pair in source.pairs("test")] == [f"test/{row}" for row in range(56)]
 
 
+def test_a_column_called_key_is_the_key_where_it_suits_in_all_files(tmp_path, emoji_slice):
+    keys = pq.read_table(emoji_slice / "train.parquet")["key"].to_pylist()
+    assert [pair.key for pair in ParquetSource(emoji_slice / "train.parquet").pairs("train")] == keys
+    columns = {"image": pa.array([b"i"]), "text": pa.array(["t"])}
+    write(tmp_path / "test.parquet", key=pa.array(["k"]), **columns)
+    write(tmp_path / "train.parquet", key=pa.array([[1.0]]), **columns)
+    assert [pair.key for pair in ParquetSource(tmp_path).pairs("test")] == ["test/0"]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ["9.parquet", "10.parquet", "11.parquet"],
+        [f"train-{n:05d}-of-00003.parquet" for n in range(3)],
+    ],
+)
+def test_parts_of_a_split_are_one_split_in_their_order(tmp_path, emoji_slice, names):
+    table = pq.read_table(emoji_slice / "train.parquet")
+    for number, name in enumerate(names):
+        pq.write_table(table.slice(number * 60, 60), tmp_path / name)
+    source = ParquetSource(tmp_path)
+    assert source.splits == ("train",)
+    assert source.count("train") == 170
+    assert list(source.pairs("train")) == [Pair(**row) for row in table.to_pylist()]
+    pq.write_table(table.select(["image", "text"]), tmp_path / names[0])
+    keys = [pair.key for pair in ParquetSource(tmp_path).pairs("train")]
+    assert keys == [f"train/{row}" for row in range(170 + 110)]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a-00000-of-00003", "a-00002-of-00003"], "holds a-00002-of-00003.*, but not a-00001-of-00003"),
+        (["a-00000-of-00003", "a-00001-of-00003"], "holds 2 of the 3 parts of 'a'"),
+        (["a-00000-of-00001", "a"], r"holds a\.parquet, but not a-00001-of-00001"),
+        (["00000", "train"], r"holds 00000\.parquet and train\.parquet, parts of one split"),
+    ],
+)
+def test_a_missing_part_of_a_split_is_named(tmp_path, names, message):
+    for name in names:
+        write(tmp_path / f"{name}.parquet", image=pa.array([b"i"]), text=pa.array(["t"]))
+    with pytest.raises(InputError, match=message):
+        ParquetSource(tmp_path)
+
+
 def test_missing_texts_and_images_are_empty_and_integer_keys_become_strings(tmp_path):
     path = write(
         tmp_path / "a.parquet",

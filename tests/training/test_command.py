@@ -25,8 +25,9 @@ from mofi_lightning import Batch, Embeddings, InputError, Objective, ObjectiveOu
 from mofi_lightning.data.build import build_dataset
 from mofi_lightning.data.datamodule import DataSource, I2EDataModule
 from mofi_lightning.data.pairs import PairsReader
-from mofi_lightning.data.shards import write_dataset
+from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.encoders.preprocess import Preprocess
+from mofi_lightning.sources.parquet import ParquetSource
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import PretrainingModule, ShardedStrategy
 from mofi_lightning.training.callbacks import StepProgressBar
@@ -83,7 +84,7 @@ def test_a_folder_that_is_no_checkpoint_is_told_what_it_is(tmp_path, capsys):
 
 
 def test_validation_without_held_out_rows_is_refused(tmp_path, capsys, emoji_slice):
-    build_dataset(emoji_slice / "validation.parquet", tmp_path / "data")
+    build_dataset(ParquetSource(emoji_slice / "validation.parquet"), tmp_path / "data")
     words = [
         *("--trainer.max_steps", "1", "--trainer.default_root_dir", str(tmp_path / "run")),
         *("--trainer.accelerator", "cpu", "--model.encoder.text", "{width: 32, layers: 1, heads: 2}"),
@@ -291,7 +292,7 @@ class NeedsEntities(Objective):
 
 
 def test_an_objective_whose_field_no_source_carries_is_refused(tmp_path, emoji_slice):
-    build_dataset(emoji_slice / "train.parquet", tmp_path / "pairs")
+    build_dataset(ParquetSource(emoji_slice / "train.parquet"), tmp_path / "pairs")
     data = I2EDataModule({"photos": DataSource(str(tmp_path / "pairs"), 8)})
     trainer = Trainer(accelerator="cpu", max_steps=1, max_epochs=-1, logger=False, enable_checkpointing=False)
     with pytest.raises(

@@ -1,64 +1,130 @@
-"""The verbs `mofi data build` and `mofi data tokenizer`: from pairs files to what training reads."""
+"""The verbs `mofi data build` and `mofi data tokenizer`: from pairs to what training reads."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+import hashlib
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 
-from mofi_lightning.data.schema import Row
+from mofi_lightning.data.schema import Row, checksum
 from mofi_lightning.progress import track
+from mofi_lightning.sources.base import Pair, Source, well_formed
 from mofi_lightning.types import InputError
 
+# number, rows and digest
+_Part = tuple[int, list[Row], str]
 
-def build_dataset(pairs: Path, output: Path) -> None:
-    """Turn a pairs file into a data set of images and texts, without entities.
 
-    Images that cannot be decoded are left out and counted.
+def build_dataset(
+    source: Source, output: Path, split: str | None = None, num_workers: int | None = None
+) -> None:
+    """Turn the pairs of `source` into a data set of images and texts, without entities.
+
+    Images that cannot be decoded are left out and counted. The source is read in its order by one process;
+    others decode the images and write the shards. The data set appears when it is complete. A build that was
+    interrupted goes on where it was when the same command is given again.
 
     Args:
-        pairs: parquet file that `mofi pairs` wrote, for instance pairs/train.parquet.
+        source: where the pairs come from.
         output: folder to make; it must not exist yet or be empty.
+        split: of the source; may be left out where there is only one.
+        num_workers: processes that decode and write; by default one for each core.
 
     Raises:
-        InputError: the pairs cannot be read, two have one key, or no image can be decoded.
+        InputError: the source cannot be read, two pairs have one key, or no image can be decoded.
     """
-    from mofi_lightning.data.pairs import PairsReader
-    from mofi_lightning.data.shards import refuse_existing, write_dataset
+    from mofi_lightning.data import writing
+    from mofi_lightning.data.processes import available_cores, map_processes
     from mofi_lightning.encoders.decoding import fault_kinds
 
-    refuse_existing(output)
-    reader = PairsReader(pairs)
-    faults: list[str] = []
-    rows = track(reader, "writing shards", len(reader))
-    write_dataset(_decodable(rows, f"pairs file {pairs}", faults), output)
+    writing.refuse_existing(output)
+    split = _choose(split, source)
+    unfinished = writing.partial_folder(output)
+    pairs = track(source.pairs(split), "writing shards", source.count(split))
+    title = f"split {split!r} of the source"
+    parts, seen, reused = 0, 0, 0
+
+    def missing_parts() -> Iterator[_Part]:
+        nonlocal parts, seen, reused
+        for number, block in enumerate(_blocks(pairs, title)):
+            parts, seen = number + 1, seen + len(block)
+            digest = _digest(block)
+            notes = writing.read_notes(unfinished, number)
+            if notes is not None and notes.get("digest") == digest:
+                reused += 1
+            else:
+                yield number, block, digest
+
+    num_workers = available_cores() if num_workers is None else num_workers
+    for _ in map_processes(partial(_write, unfinished), missing_parts(), num_workers):
+        pass
+    if not seen:
+        raise InputError(f"{title} has no pairs")
+    notes = [writing.read_notes(unfinished, number) or {} for number in range(parts)]
+    faults = [fault for note in notes for fault in note["faults"]]
+    if len(faults) == seen:
+        shutil.rmtree(unfinished)
+        raise InputError(f"none of the {seen:,} images of {title} can be decoded; the first: {faults[0]}")
+    rows = writing.join_parts(output, parts)
+    if reused:
+        print(f"{reused:,} of {parts:,} parts were there already, of an interrupted build")
     for kind, count in fault_kinds(faults).items():
         print(f"left out {count:,}: {kind}")
-    print(f"{len(reader) - len(faults):,} rows -> {output}")
+    print(f"{rows:,} rows -> {output}")
 
 
-def _decodable(rows: Iterable[Row], title: str, faults: list[str]) -> Iterator[Row]:
-    """The rows whose images can be decoded; `faults` receives why the others cannot.
-
-    Raises:
-        InputError: a key comes twice, or no row is left.
-    """
+def _write(unfinished: Path, part: _Part) -> None:
+    """Write the rows of a part whose images can be decoded; its notes say what was wrong with the others."""
+    from mofi_lightning.data.writing import write_part
     from mofi_lightning.encoders.decoding import UndecodableImage, decode
 
-    keys: set[str] = set()
-    for row in rows:
-        if row.key in keys:
-            raise InputError(f"key {row.key!r} comes twice in {title}; keys must be unique")
-        keys.add(row.key)
+    number, block, digest = part
+    good, faults = [], []
+    for row in block:
         try:
             decode(row.image)
         except UndecodableImage as error:
             faults.append(str(error))
         else:
-            yield row
-    if len(keys) == len(faults):
-        raise InputError(
-            f"none of the {len(keys):,} images of {title} can be decoded; the first: {faults[0]}"
-        )
+            good.append(row)
+    write_part(unfinished, number, good, 0, {"digest": digest, "faults": faults})
+
+
+def _digest(block: Sequence[Row]) -> str:
+    """Of what was read for a part: only a part of the same rows need not be written again."""
+    digest = hashlib.blake2b(digest_size=16)
+    for row in block:
+        digest.update(checksum(row.key, row.image, row.text, (), ()).to_bytes(4, "little"))
+    return digest.hexdigest()
+
+
+def _choose(split: str | None, source: Source) -> str:
+    splits = list(source.splits)
+    if split is None and len(splits) == 1:
+        return splits[0]
+    if split not in splits:
+        given = "several" if split is None else f"no {split!r}"
+        raise InputError(f"the source has {given} splits; choose one by --split: {', '.join(splits)}")
+    return split
+
+
+def _blocks(pairs: Iterable[Pair], title: str) -> Iterator[list[Row]]:
+    """The pairs of one part after the other.
+
+    Raises:
+        InputError: a key comes twice.
+    """
+    from mofi_lightning.data import writing
+    from mofi_lightning.data.keys import SeenKeys
+
+    keys = SeenKeys()
+    rows = (Row(well_formed(pair.key), pair.image, well_formed(pair.text)) for pair in pairs)
+    for block in writing.blocks(rows):
+        if (key := keys.add([row.key for row in block])) is not None:
+            raise InputError(f"key {key!r} comes twice in {title}; keys must be unique")
+        yield block
 
 
 def train_tokenizer(pairs: Path, output: Path, vocab_size: int = 8192) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
@@ -11,11 +12,12 @@ from typing import Any
 
 from lightning.pytorch import LightningDataModule
 
-from mofi_lightning.data.batching import BatchBuilder
-from mofi_lightning.data.mixing import BatchLoader, MixingLoader, Mixture, Reader, Stream
+from mofi_lightning.data.batching import BatchBuilder, Stream
+from mofi_lightning.data.mixing import BadRowPolicy, BatchLoader, MixingLoader, Mixture
 from mofi_lightning.data.order import FileOrder, PassOrder
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.shards import DatasetInfo, ShardReader, open_dataset
+from mofi_lightning.data.storage import Cache, is_remote
 from mofi_lightning.data.texts import TextSampling
 from mofi_lightning.data.transforms import Augmentation
 from mofi_lightning.data.vocabulary import EntityVocabulary
@@ -29,7 +31,7 @@ class DataSource:
     """A data set to train on.
 
     Attributes:
-        path: its folder.
+        path: its folder, or its URI in object storage (s3://bucket/folder, gs://, hf://datasets/...).
         rows: its rows of the *global* batch; a multiple of the number of ranks.
     """
 
@@ -43,16 +45,18 @@ class I2EDataModule(LightningDataModule):
     Training is one run of `trainer.max_steps` batches in which every source repeats at its own pace; each row
     comes once a pass. Validation reads held-out rows in their order, without augmentation, in equal batches
     of at most the training size; every rank gets the same number of them, and the few rows that do not fill
-    the last share are left out. Rows that cannot be read are replaced by the next one and counted in
+    the last share are left out. Rows that cannot be used are replaced by a later one and counted in
     `bad_rows`.
 
     Args:
         sources: by name.
-        validation: held-out rows: a data set folder or a pairs parquet file; null for no validation.
+        validation: held-out rows: a data set (folder or URI) or a pairs parquet file; null for no validation.
         texts: how a row's text is drawn.
         augmentation: of the training images.
         num_workers: processes a rank that load data; 0 loads in the training process.
         seed: of order, text and augmentation.
+        bad_row_policy: what happens to rows that are damaged or whose image cannot be decoded.
+        cache: where chunks of data sets in object storage are kept.
     """
 
     def __init__(
@@ -63,6 +67,8 @@ class I2EDataModule(LightningDataModule):
         augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen dataclass; shown by --help)
         num_workers: int = 1,
         seed: int = 1,
+        bad_row_policy: BadRowPolicy = BadRowPolicy(),  # noqa: B008 (as above)
+        cache: Cache = Cache(),  # noqa: B008 (as above)
     ) -> None:
         super().__init__()
         if not sources:
@@ -73,6 +79,8 @@ class I2EDataModule(LightningDataModule):
         self.augmentation = augmentation
         self.num_workers = num_workers
         self.seed = seed
+        self.bad_row_policy = bad_row_policy
+        self.cache = cache
         self._encoder: tuple[Preprocess, Tokenizer | None, int] | None = None
         self._loaders: list[BatchLoader] = []
 
@@ -82,7 +90,7 @@ class I2EDataModule(LightningDataModule):
 
     @cached_property
     def _datasets(self) -> dict[str, DatasetInfo]:
-        return {name: open_dataset(source.path) for name, source in self.sources.items()}
+        return {name: open_dataset(source.path, self.cache) for name, source in self.sources.items()}
 
     @property
     def fields(self) -> dict[str, frozenset[str]]:
@@ -106,7 +114,7 @@ class I2EDataModule(LightningDataModule):
     @property
     def bad_rows(self) -> dict[str, int]:
         """Number of rows that this rank had to replace so far, by "source: kind"."""
-        return {kind: count for loader in self._loaders for kind, count in loader.bad_rows.items()}
+        return dict(sum((loader.bad_rows for loader in self._loaders), Counter()))
 
     def train_dataloader(self) -> MixingLoader:
         """`trainer.max_steps` batches; resumable at any of them."""
@@ -117,11 +125,13 @@ class I2EDataModule(LightningDataModule):
             )
         streams = []
         for name, source in self.sources.items():
-            reader = ShardReader(self._datasets[name])
+            info = self._datasets[name]
+            reader = ShardReader(info)
             seed = zlib.crc32(f"{self.seed}\0{name}".encode())
-            streams.append(Stream(name, reader, PassOrder(reader.chunk_sizes, seed), source.rows, seed))
+            order = PassOrder(reader.chunk_sizes, seed)
+            streams.append(Stream(name, reader, order, source.rows, seed, info.fingerprint))
         mixture = Mixture(streams, self._builder(self.augmentation), steps, *self._rank())
-        loader = MixingLoader(mixture, self.num_workers)
+        loader = MixingLoader(mixture, self.num_workers, self.bad_row_policy)
         self._loaders.append(loader)
         return loader
 
@@ -138,17 +148,16 @@ class I2EDataModule(LightningDataModule):
             raise InputError(
                 f"validation {self.validation} has {len(reader)} rows, fewer than {world_size} ranks"
             )
-        stream = Stream("validation", reader, FileOrder(len(reader)), rows, self.seed)
-        loader = BatchLoader(
-            Mixture([stream], self._builder(None), steps, rank, world_size), self.num_workers
-        )
+        stream = Stream("validation", reader, FileOrder(reader.chunk_sizes), rows, self.seed)
+        mixture = Mixture([stream], self._builder(None), steps, rank, world_size)
+        loader = BatchLoader(mixture, self.num_workers, self.bad_row_policy)
         self._loaders.append(loader)
         return loader
 
-    def _held_out(self, path: str) -> Reader:
-        if not Path(path).is_dir():
+    def _held_out(self, path: str) -> ShardReader | PairsReader:
+        if not is_remote(path) and not Path(path).is_dir():
             return PairsReader(path)
-        info = open_dataset(path)
+        info = open_dataset(path, self.cache)
         if info.vocabulary is not None and self.vocabulary is not None:
             _require_equal("training", self.vocabulary, f"validation {path}", info.vocabulary)
         return ShardReader(info)

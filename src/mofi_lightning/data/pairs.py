@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,10 @@ class PairsReader:
     Args:
         path: parquet file with the columns key, image (the encoded file) and text.
 
+    Attributes:
+        path: of the file.
+        chunk_sizes: rows of each row group, int64 `[groups]`.
+
     Raises:
         InputError: no such file, no parquet, no rows, or a column is missing or holds something else; when
             rows are read: the file is damaged there.
@@ -29,7 +33,8 @@ class PairsReader:
         self.path = Path(path)
         metadata = check_table(self.path, "pairs file", {name: KINDS[name] for name in _COLUMNS})
         sizes = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
-        self._ends = np.cumsum(sizes)
+        self.chunk_sizes = np.array(sizes, dtype=np.int64)
+        self._ends = np.cumsum(self.chunk_sizes)
         self._group = -1
         self._rows: list[Row] = []
 
@@ -43,6 +48,9 @@ class PairsReader:
             self._rows = list(self._read(group))
             self._group = group
         return self._rows[index - (int(self._ends[group - 1]) if group else 0)]
+
+    def prefetch(self, chunks: Sequence[int]) -> None:
+        """Nothing: the file is local."""
 
     def __iter__(self) -> Iterator[Row]:
         return self._read()

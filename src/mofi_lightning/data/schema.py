@@ -1,10 +1,13 @@
 """What one row of an Images-to-Entities data set holds, and how its integrity is checked.
 
-A data set is a folder that only `data.shards` writes:
+A data set is a folder that only `data.writing` writes:
 
-- `dataset.json`: `{"schema": 1, "rows": n, "fields": ["image", "text", "entity"]}`; written last.
+- `dataset.json`: `{"schema": 2, "rows": n, "fields": ["image", "text", "entity"], "fingerprint": "..."}`. The
+  fingerprint is the BLAKE2b (16 bytes, hexadecimal) of the checksums of all rows in their order, each as a
+  little-endian uint32: two data sets with the same fingerprint hold the same rows.
 - `vocabulary.arrow`: the entities (see `data.vocabulary`); only where the fields include 'entity'.
-- `shards/`: litdata chunks of records `{key, image, text, entities, scores, checksum}`.
+- `shards/`: `index.json` and litdata chunks of records `{key: str, image: bytes, text: str, entities: int64
+  array, scores: float32 array, checksum: int}`.
 
 Rows without a kept entity stay in the set: they still have their text.
 """
@@ -16,7 +19,7 @@ import zlib
 from collections.abc import Sequence
 from typing import NamedTuple
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 
 class Row(NamedTuple):

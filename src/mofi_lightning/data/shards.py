@@ -1,32 +1,30 @@
-"""Data sets on disk: the only writer and reader of litdata shards."""
+"""Data sets on disk and in object storage: the only reader of litdata shards."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-import os
-import shutil
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from mofi_lightning.data import vocabulary as vocabularies
 from mofi_lightning.data.schema import SCHEMA_VERSION, Row, checksum
+from mofi_lightning.data.storage import Cache, ChunkCache, fetch, is_remote
+from mofi_lightning.data.vocabulary import FILE_NAME as VOCABULARY_NAME
 from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
     from litdata import StreamingDataset
 
-CHUNK_BYTES = 1 << 26
-# Local chunks are mapped in place and nothing is cached, but litdata's default wants 50 GB of free disk.
+# litdata sees local chunks only and caches nothing, but its default wants 50 GB of free disk
 _MAX_CACHE_SIZE = "25GB"
 
-
-# litdata picks the parser of each field by the name in index.json, and pickle is among those it knows.
+# litdata picks the parser of each field by the name in index.json, and pickle is among those it knows
 _FIELD_FORMATS = {"str", "bytes", "int", "no_header_numpy"}
 
 
@@ -44,17 +42,23 @@ class CorruptRow(InputError):
 
 @dataclass(frozen=True)
 class DatasetInfo:
-    """An Images-to-Entities data set on disk.
+    """An Images-to-Entities data set.
 
     Attributes:
-        path: its folder.
+        location: its folder or URI.
+        path: the local folder with all of it but, if it is remote, the chunks.
         rows: number of rows.
         fields: what its rows carry: 'image', 'text' and possibly 'entity'.
+        fingerprint: of all rows in their order.
+        cache: where chunks are kept if it is remote.
     """
 
+    location: str
     path: Path
     rows: int
     fields: frozenset[str]
+    fingerprint: str
+    cache: Cache = field(default_factory=Cache)
 
     @cached_property
     def vocabulary(self) -> EntityVocabulary | None:
@@ -62,97 +66,87 @@ class DatasetInfo:
         return EntityVocabulary.load(self.path) if "entity" in self.fields else None
 
 
-def write_dataset(rows: Iterable[Row], output: Path, vocabulary: EntityVocabulary | None = None) -> None:
-    """Write `rows` as a data set.
-
-    The folder is written beside `output` and renamed when it is complete, so a killed writer leaves nothing
-    that could be read.
+def open_dataset(location: str | Path, cache: Cache = Cache()) -> DatasetInfo:  # noqa: B008 (frozen dataclass)
+    """Read what the data set at `location` holds.
 
     Args:
-        rows: the rows, in the order in which they are stored; read once.
-        output: folder to make; its parent is made too.
-        vocabulary: the entities that the rows' class ids count; None for rows without entities.
+        location: local folder, or URI such as s3://bucket/folder, gs://bucket/folder or
+            hf://datasets/organization/name/folder.
+        cache: where the files of a remote data set are kept.
 
     Raises:
-        InputError: `output` exists and is not empty, there are no rows, or a row's entities do not fit.
+        InputError: there is no such folder, it is no data set, another version wrote it, or the storage
+            cannot be reached.
     """
-    from litdata.streaming.writer import BinaryWriter
-
-    output = Path(output)
-    refuse_existing(output)
-    partial = output.parent / f".{output.name}.partial"
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
-    (partial / "shards").mkdir(parents=True)
-    try:
-        writer = BinaryWriter(str(partial / "shards"), chunk_bytes=CHUNK_BYTES)
-        count = 0
-        for row in rows:
-            _check_entities(row, 0 if vocabulary is None else len(vocabulary))
-            writer.add_item(count, _record(row))
-            count += 1
-        if not count:
-            raise InputError(f"there are no rows to write to {output}")
-        writer.done()
-        writer.merge()
-        if vocabulary is not None:
-            vocabulary.save(partial / vocabularies.FILE_NAME)
-        fields = ["image", "text", *(["entity"] if vocabulary is not None else [])]
-        about = {"schema": SCHEMA_VERSION, "rows": count, "fields": fields}
-        (partial / "dataset.json").write_text(json.dumps(about, indent=2) + "\n")
-        os.replace(partial, output)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    location = str(location)
+    if not is_remote(location):
+        path = Path(location)
+        if not path.is_dir():
+            raise InputError(f"no data set at {path}: there is no such folder")
+        return _info(location, path, cache)
+    location = location.rstrip("/")
+    named = hashlib.blake2b(location.encode(), digest_size=8).hexdigest()
+    newest = cache.root / named
+    fetch(f"{location}/dataset.json", newest / "dataset.json")
+    info = _info(location, newest, cache)
+    # a data set that was written anew under the same URI has a place of its own
+    path = cache.root / f"{named}-{info.fingerprint}"
+    files = ["dataset.json", "shards/index.json", *([VOCABULARY_NAME] if "entity" in info.fields else [])]
+    for name in files:
+        if not (path / name).is_file():
+            fetch(f"{location}/{name}", path / name)
+    return _info(location, path, cache)
 
 
-def refuse_existing(output: Path) -> None:
-    """Raise InputError if the folder `output` exists and is not empty (or is a file)."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
-        raise InputError(f"{output} exists already; remove it or choose another output")
-
-
-def open_dataset(path: str | Path) -> DatasetInfo:
-    """Read what the data set at `path` holds.
-
-    Raises:
-        InputError: there is no such folder, it is no data set, or a later version wrote it.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        raise InputError(f"no data set at {path}: there is no such folder")
+def _info(location: str, path: Path, cache: Cache) -> DatasetInfo:
     try:
         about = json.loads((path / "dataset.json").read_text())
-        schema, rows, fields = about["schema"], int(about["rows"]), frozenset(about["fields"])
+        schema = about["schema"]
+        if schema == SCHEMA_VERSION:
+            rows, fields, fingerprint = int(about["rows"]), frozenset(about["fields"]), about["fingerprint"]
+            int(fingerprint, 16)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is no data set: its dataset.json is missing or damaged") from error
+        raise InputError(f"{location} is no data set: its dataset.json is missing or damaged") from error
     if schema != SCHEMA_VERSION:
         raise InputError(
-            f"data set {path} has schema {schema}, this version reads {SCHEMA_VERSION}: build it again"
+            f"data set {location} has schema {schema}, this version reads {SCHEMA_VERSION}: build it again"
         )
-    return DatasetInfo(path, rows, fields)
+    return DatasetInfo(location, path, rows, fields, fingerprint, cache)
 
 
 class ShardReader:
     """Random access to the rows of a data set; every row read is checked against its checksum.
 
     The litdata stream opens in the process that reads first, so a reader can be handed to worker processes.
+    Chunks of a remote data set are fetched when a row of theirs is read.
 
     Args:
         info: the data set.
+        check: refuse a data set that lacks part of a chunk.
 
     Attributes:
         info: the data set.
+        chunk_names: file names of the chunks.
         chunk_sizes: rows of each chunk, int64 `[chunks]`.
+        first_rows: the row at which each chunk begins, and the number of rows, int64 `[chunks + 1]`.
 
     Raises:
         InputError: the index is not one that `write_dataset` made, or a chunk is missing or has another size
             than the index says. (litdata itself would wait two minutes for it, then report a time-out.)
     """
 
-    def __init__(self, info: DatasetInfo) -> None:
+    def __init__(self, info: DatasetInfo, check: bool = True) -> None:
         self.info = info
         self._stream: StreamingDataset | None = None
-        self.chunk_sizes = self._check_chunks()
+        bytes_of = self._read_index()
+        self.chunk_names = list(bytes_of)
+        self.first_rows = np.concatenate([[0], np.cumsum(self.chunk_sizes)])
+        self._bytes_of = bytes_of
+        self._cache: ChunkCache | None = None
+        if is_remote(info.location):
+            self._cache = ChunkCache(f"{info.location}/shards", info.path / "shards", bytes_of, info.cache)
+        elif check and (faults := self.chunk_faults()):
+            raise InputError(f"{next(iter(faults.values()))}; copy or build the data set again")
 
     def __len__(self) -> int:
         return self.info.rows
@@ -162,7 +156,11 @@ class ShardReader:
 
         Raises:
             CorruptRow: its bytes cannot be parsed or do not match the checksum.
+            InputError: its chunk cannot be fetched.
         """
+        if self._cache is not None:
+            chunk = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+            self._cache.ensure(self.chunk_names[chunk])
         if self._stream is None:
             from litdata import StreamingDataset
 
@@ -176,55 +174,48 @@ class ShardReader:
             entities, scores = tuple(record["entities"].tolist()), tuple(record["scores"].tolist())
             intact = record["checksum"] == checksum(key, image, text, entities, scores)
         except Exception as error:  # damaged bytes make litdata's parsers fail in any way
-            raise CorruptRow(f"row {index} of {self.info.path} cannot be read") from error
+            raise CorruptRow(f"row {index} of {self.info.location} cannot be read") from error
         if not intact:
             raise CorruptRow(
-                f"row {index} of {self.info.path} (key {key!r}) does not match its checksum", key
+                f"row {index} of {self.info.location} (key {key!r}) does not match its checksum", key
             )
         return Row(key, image, text, entities, scores)
 
-    def _check_chunks(self) -> np.ndarray:
-        shards = self.info.path / "shards"
+    def prefetch(self, chunks: Sequence[int]) -> None:
+        """Say that rows of `chunks` will be read next, in this order; remote ones are fetched meanwhile."""
+        if self._cache is not None:
+            self._cache.prefetch([self.chunk_names[chunk] for chunk in chunks])
+
+    def chunk_faults(self) -> dict[int, str]:
+        """What is wrong with the files of the chunks, by number of the chunk; nothing is fetched."""
+        faults = {}
+        for number, (name, size) in enumerate(self._bytes_of.items()):
+            file = self.info.path / "shards" / name
+            found = file.stat().st_size if file.is_file() else None
+            if found is None and self._cache is None:
+                faults[number] = f"chunk {file} is missing"
+            elif found not in (None, size):
+                faults[number] = f"chunk {file} has {found} of {size} bytes"
+        return faults
+
+    def _read_index(self) -> dict[str, int]:
+        """Bytes of each chunk; sets `chunk_sizes`."""
+        file = self.info.path / "shards" / "index.json"
         try:
-            index = json.loads((shards / "index.json").read_text())
-            sizes = np.array([chunk["chunk_size"] for chunk in index["chunks"]], dtype=np.int64)
-            expected = {str(chunk["filename"]): int(chunk["chunk_bytes"]) for chunk in index["chunks"]}
+            index = json.loads(file.read_text())
+            self.chunk_sizes = np.array([chunk["chunk_size"] for chunk in index["chunks"]], dtype=np.int64)
+            bytes_of = {str(chunk["filename"]): int(chunk["chunk_bytes"]) for chunk in index["chunks"]}
             formats = {str(name).partition(":")[0] for name in index["config"]["data_format"]}
             layout = json.loads(index["config"]["data_spec"])[1]
-            nested = [field["type"] for field in layout["children_spec"] if field["type"] is not None]
+            nested = [part["type"] for part in layout["children_spec"] if part["type"] is not None]
         except (OSError, ValueError, LookupError, TypeError) as error:
+            raise InputError(f"{file} is missing or damaged; build the data set again") from error
+        plain = all("/" not in name and "\\" not in name for name in bytes_of)
+        if not formats <= _FIELD_FORMATS or layout["type"] != "builtins.dict" or nested or not plain:
+            raise InputError(f"{file} was not written by mofi; build the data set again")
+        if self.chunk_sizes.sum() != self.info.rows:
             raise InputError(
-                f"{shards}/index.json is missing or damaged; build the data set again"
-            ) from error
-        if not formats <= _FIELD_FORMATS or layout["type"] != "builtins.dict" or nested:
-            raise InputError(f"{shards}/index.json was not written by mofi; build the data set again")
-        if sizes.sum() != self.info.rows:
-            raise InputError(
-                f"data set {self.info.path} holds {sizes.sum()} rows, its dataset.json says {self.info.rows}"
+                f"data set {self.info.location} holds {self.chunk_sizes.sum()} rows, its dataset.json says "
+                f"{self.info.rows}"
             )
-        for name, size in expected.items():
-            found = (shards / name).stat().st_size if (shards / name).is_file() else None
-            if found != size:
-                state = "is missing" if found is None else f"has {found} of {size} bytes"
-                raise InputError(f"chunk {shards / name} {state}; copy or build the data set again")
-        return sizes
-
-
-def _check_entities(row: Row, classes: int) -> None:
-    if len(row.entities) != len(row.scores):
-        raise InputError(f"row {row.key!r} has {len(row.entities)} entities but {len(row.scores)} scores")
-    if any(not 0 <= entity < classes for entity in row.entities):
-        raise InputError(f"row {row.key!r} names entities {row.entities}, the vocabulary has {classes}")
-
-
-def _record(row: Row) -> dict[str, object]:
-    entities = np.array(row.entities, dtype=np.int64)
-    scores = np.array(row.scores, dtype=np.float32)
-    return {
-        "key": row.key,
-        "image": row.image,
-        "text": row.text,
-        "entities": entities,
-        "scores": scores,
-        "checksum": checksum(row.key, row.image, row.text, entities.tolist(), scores.tolist()),
-    }
+        return bytes_of

@@ -4,21 +4,64 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cached_property
 from random import Random
 
 import torch
 from torch import Tensor
+from torchvision.transforms import v2
 from torchvision.transforms.v2 import InterpolationMode, functional
 
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.types import InputError
 
 _ATTEMPTS = 10
+_MAGNITUDES = 31
+
+
+@dataclass(frozen=True)
+class RandAugment:
+    """A few operations drawn among 14: rotation, shears, translations, colour, contrast, posterize ...
+
+    RandAugment (arXiv 1909.13719) as torchvision has it; what an operation moves in from outside is black.
+
+    Attributes:
+        num_ops: operations an image, drawn with replacement, at least 1.
+        magnitude: strength of all of them, 0..30.
+    """
+
+    num_ops: int = 2
+    magnitude: int = 9
+
+    def __post_init__(self) -> None:
+        if self.num_ops < 1:
+            raise InputError(f"rand_augment num_ops must be at least 1, not {self.num_ops}")
+        if not 0 <= self.magnitude < _MAGNITUDES:
+            raise InputError(f"rand_augment magnitude must be in 0..{_MAGNITUDES - 1}, not {self.magnitude}")
+
+    def __call__(self, image: Tensor, generator: Random) -> Tensor:
+        """Augment one image.
+
+        Args:
+            image: `[3, H, W]`, uint8 or float in 0..1.
+            generator: of the row.
+
+        Returns:
+            The same shape and number type.
+        """
+        # torchvision draws from torch's global generator: it is lent to the row and then put back
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(generator.getrandbits(63))  # torch.manual_seed: CUDA's too
+            return self._operations(image)
+
+    @cached_property
+    def _operations(self) -> v2.RandAugment:
+        return v2.RandAugment(self.num_ops, self.magnitude, _MAGNITUDES)
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Random resized crop, horizontal flip and colour jitter.
+    """Random resized crop, horizontal flip, RandAugment and colour jitter, in this order.
 
     All draws come from the generator of the row, so torch's global generator is neither read nor advanced.
 
@@ -29,6 +72,7 @@ class Augmentation:
         brightness: brightness is scaled by a factor within 1 ± this, 0..1.
         contrast: contrast is scaled by a factor within 1 ± this, 0..1.
         saturation: saturation is scaled by a factor within 1 ± this, 0..1.
+        rand_augment: operations drawn among many, for instance {num_ops: 2, magnitude: 9}; null for none.
     """
 
     scale: tuple[float, float] = (0.5, 1.0)
@@ -37,6 +81,7 @@ class Augmentation:
     brightness: float = 0.0
     contrast: float = 0.0
     saturation: float = 0.0
+    rand_augment: RandAugment | None = None
 
     def __post_init__(self) -> None:
         if not 0 < self.scale[0] <= self.scale[1] <= 1:
@@ -64,6 +109,8 @@ class Augmentation:
         """
         top, left, height, width = self.crop_box(image.shape[-2], image.shape[-1], generator)
         image = image[:, top : top + height, left : left + width]
+        # torch resizes 8-bit images channels last: this copy, once, is smaller than that of what it makes
+        image = image[None].contiguous(memory_format=torch.channels_last)[0]
         if preprocess.resize_on == "float":
             image = functional.to_dtype(image, torch.float32, scale=True)
         image = functional.resize(
@@ -74,6 +121,10 @@ class Augmentation:
         )
         if generator.random() < self.flip:
             image = functional.horizontal_flip(image)
+        if self.rand_augment is not None:
+            if image.is_floating_point():
+                image = image.clamp(0, 1)  # bicubic weights overshoot, which the operations do not expect
+            image = self.rand_augment(image, generator)
         for strength, adjust in (
             (self.brightness, functional.adjust_brightness),
             (self.contrast, functional.adjust_contrast),

@@ -7,6 +7,7 @@ import importlib.util
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import numpy as np
 import tokenizers
 import torch
 from tokenizers import Regex, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -17,6 +18,7 @@ FILE_NAME = "tokenizer.json"
 _BOS, _EOS, _PAD = "<bos>", "<eos>", "<pad>"
 _LENGTH_MULTIPLE = 8  # few distinct batch shapes, and what matrix units like
 _CLIP_BPE_MERGES = 49152 - 256 - 2
+_CHARACTERS_PER_TOKEN = 16  # more than three times as many as English has
 
 
 class Tokenizer:
@@ -136,18 +138,29 @@ class Tokenizer:
             `context_length`.
         """
         # one by one: encode_batch starts threads, which forked data-loader workers must not inherit
-        rows = [self._backend.encode(text).ids for text in texts]
+        rows = [self._ids(text, context_length) for text in texts]
         rows = [
             ids if len(ids) <= context_length else [*ids[: context_length - 1], self.eos_id] for ids in rows
         ]
         longest = max((len(ids) for ids in rows), default=2)
         length = min(context_length, -(-longest // _LENGTH_MULTIPLE) * _LENGTH_MULTIPLE)
-        input_ids = torch.full((len(rows), length), self.pad_id)
-        attention_mask = torch.zeros((len(rows), length), dtype=torch.int64)
-        for row, ids in enumerate(rows):
-            input_ids[row, : len(ids)] = torch.tensor(ids)
-            attention_mask[row, : len(ids)] = 1
-        return Tokens(input_ids, attention_mask)
+        is_token = np.arange(length) < np.array([len(ids) for ids in rows])[:, None]
+        input_ids = np.full((len(rows), length), self.pad_id)
+        input_ids[is_token] = [token for ids in rows for token in ids]
+        return Tokens(torch.from_numpy(input_ids), torch.from_numpy(is_token.astype(np.int64)))
+
+    def _ids(self, text: str, context_length: int) -> list[int]:
+        """Ids of `text`, of a long one those of its beginning, which are right up to `context_length`.
+
+        A cut disturbs the tokens of the word that it falls into. So the beginning counts only if it gives
+        twice as many tokens as are used; what has very few tokens for its length is read on and on.
+        """
+        length = _CHARACTERS_PER_TOKEN * context_length
+        while True:
+            ids: list[int] = self._backend.encode(text[:length]).ids
+            if length >= len(text) or len(ids) >= 2 * context_length:
+                return ids
+            length *= 2
 
     def __getstate__(self) -> str:
         return self._json

@@ -8,6 +8,8 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
 
+from mofi_lightning.charts import ticks
+
 Curve = Sequence[tuple[float, float]]
 
 _WIDTH, _HEIGHT = 440, 270
@@ -91,19 +93,3 @@ def line_chart(title: str, curves: Mapping[str, Curve], numbers: Mapping[str, in
         f"{''.join(parts)}</svg>"
         f'<ul class="legend">{"".join(legend)}</ul></figure>'
     )
-
-
-def ticks(low: float, high: float) -> list[float]:
-    """Three to seven round numbers whose first is at most `low` and whose last is at least `high`.
-
-    Example:
-        >>> ticks(0.12, 0.37)
-        [0.1, 0.2, 0.3, 0.4]
-    """
-    if high - low < 1e-9 * max(1.0, abs(high)):
-        low, high = low - 0.5, high + 0.5
-    magnitude = 10.0 ** math.floor(math.log10(high - low))
-    span = (high - low) / magnitude
-    step = magnitude * (0.2 if span < 1.5 else 0.5 if span < 3 else 1 if span < 6 else 2)
-    first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-    return [round(n * step, 12) for n in range(first, last + 1)]

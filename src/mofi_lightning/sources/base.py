@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
+
+_SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Entity(NamedTuple):
@@ -58,3 +61,8 @@ class Source(ABC):
     def count(self, split: str) -> int | None:
         """Number of pairs of `split`, where it is known beforehand (for progress bars)."""
         return None
+
+
+def well_formed(text: str) -> str:
+    """`text` with U+FFFD in place of lone surrogates, which JSON and file names can hold, UTF-8 cannot."""
+    return _SURROGATES.sub("\ufffd", text)

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PurePosixPath
 
-from mofi_lightning.sources.base import Entity, Pair, Source
+from mofi_lightning.sources.base import Entity, Pair, Source, well_formed
 from mofi_lightning.types import InputError
 
 # of the formats that are decoded
@@ -54,10 +54,11 @@ class FolderSource(Source):
         for name in self._names:
             image = self._path / name
             text = self._texts[name] if name in self._texts else _caption(image)
-            yield Pair(name, image.read_bytes(), text, self._entity(name) if self._class_folders else None)
+            entity = self._entity(name) if self._class_folders else None
+            yield Pair(well_formed(name), image.read_bytes(), well_formed(text), entity)
 
     def _entity(self, name: str) -> Entity | None:
-        folder, slash, _ = name.partition("/")
+        folder, slash, _ = well_formed(name).partition("/")
         return Entity(folder, folder.replace("_", " ")) if slash else None
 
 
@@ -72,7 +73,7 @@ def _image_names(path: Path) -> Iterator[str]:
 def _caption(image: Path) -> str:
     caption = image.with_suffix(".txt")
     try:
-        return caption.read_text(encoding="utf-8").strip()
+        return caption.read_text(encoding="utf-8-sig").strip()
     except FileNotFoundError:
         return ""
     except UnicodeDecodeError as error:
@@ -101,7 +102,9 @@ def _read_table(path: Path, images: set[str]) -> dict[str, str]:
                         "remove the row or bring the image"
                     )
                 texts[file_name] = text
-    except (csv.Error, json.JSONDecodeError, UnicodeDecodeError) as error:
+    except InputError:
+        raise
+    except (csv.Error, ValueError, RecursionError) as error:
         raise InputError(
             f"{table} cannot be read after row {len(texts)} ({error}); write it anew, in UTF-8"
         ) from error
@@ -117,6 +120,8 @@ def _fields(row: object, where: str) -> tuple[str, str]:
     if not isinstance(row, dict) or not {"file_name", "text"} <= row.keys():
         found = ", ".join(map(str, row)) if isinstance(row, dict) else row
         raise InputError(f"{where} must have the fields file_name and text, but has {found}")
+    if None in row:  # where csv puts the cells that no column is for
+        raise InputError(f"{where} has more cells than the header; put texts with commas in quotes")
     file_name, text = row["file_name"], row["text"]
     if not isinstance(file_name, str) or not isinstance(text, str | None):
         raise InputError(

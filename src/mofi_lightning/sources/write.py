@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 from rich.console import Console
 
 from mofi_lightning.progress import track
-from mofi_lightning.sources.base import Source
+from mofi_lightning.sources.base import Source, well_formed
 from mofi_lightning.types import InputError
 
 _PAIRS = pa.schema([("key", pa.string()), ("image", pa.binary()), ("text", pa.string())])
@@ -81,6 +81,7 @@ def _write_split(source: Source, split: str, output: Path, split_of_key: dict[st
         rows: list[dict[str, object]] = []
         size = 0
         for pair in track(source.pairs(split), f"pairs: {split}", source.count(split)):
+            pair = pair._replace(key=well_formed(pair.key), text=well_formed(pair.text))
             if pair.key in split_of_key:
                 raise InputError(
                     f"key {pair.key!r} comes twice ({split_of_key[pair.key]}, {split}); keys must be unique"

@@ -1,0 +1,74 @@
+"""Work on many cores: ordered, bounded in memory, and gone when the parent is."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import TypeVar
+
+from mofi_lightning.types import InputError
+
+_T = TypeVar("_T")
+_R = TypeVar("_R")
+
+# tasks that wait for a free process, so that none idles while the next one is read
+_WAITING = 2
+
+
+def available_cores() -> int:
+    """Number of cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def map_processes(function: Callable[[_T], _R], tasks: Iterable[_T], num_workers: int) -> Iterator[_R]:
+    """Results of `function` for each of `tasks`, in their order.
+
+    Args:
+        function: can be pickled; what it raises is raised here.
+        tasks: read as they are needed, `num_workers` + 2 ahead of the results at most.
+        num_workers: processes; 0 works in this one.
+
+    Raises:
+        InputError: `num_workers` is negative, or a process died (most often it ran out of memory).
+    """
+    if num_workers < 0:
+        raise InputError(f"num_workers must be 0 or more, not {num_workers}")
+    if num_workers == 0:
+        yield from map(function, tasks)
+        return
+    pool = ProcessPoolExecutor(num_workers, initializer=_prepare_worker, initargs=(os.getpid(),))
+    running: deque[Future[_R]] = deque()
+    try:
+        for task in tasks:
+            running.append(pool.submit(function, task))
+            if len(running) == num_workers + _WAITING:
+                yield running.popleft().result()
+        while running:
+            yield running.popleft().result()
+    except BrokenProcessPool as error:
+        raise InputError(
+            "a worker process was killed, most likely for want of memory; choose fewer with --num_workers"
+        ) from error
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _prepare_worker(parent: int) -> None:
+    import torch
+
+    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends the pool
+    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+
+
+def _end_with(parent: int) -> None:
+    """End this process when its parent was killed: its queue would never tell."""
+    while os.getppid() == parent:
+        time.sleep(0.5)
+    os._exit(1)
