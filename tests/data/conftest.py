@@ -10,9 +10,9 @@ import pytest
 from mofi_lightning.data.datamodule import DataSource, I2EDataModule
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.schema import Row
-from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.data.transforms import Augmentation
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.tokenizer import Tokenizer
 

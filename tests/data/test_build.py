@@ -12,8 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from mofi_lightning.data.build import build_dataset, train_tokenizer
-from mofi_lightning.data.keys import SeenKeys
 from mofi_lightning.data.inspection import verify
+from mofi_lightning.data.keys import SeenKeys
 from mofi_lightning.data.shards import ShardReader, open_dataset
 from mofi_lightning.encoders.tokenizer import Tokenizer
 from mofi_lightning.sources.parquet import ParquetSource
@@ -51,7 +51,7 @@ def test_broken_images_are_left_out_and_counted_and_what_is_written_verifies(emo
     for row in rows:
         row["image"] = b""
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "pairs.parquet")
-    with pytest.raises(InputError, match=r"none of the 14 images of split .train. of the source can be decoded"):
+    with pytest.raises(InputError, match=r"none of the 14 images of split .train. .* can be decoded"):
         build_dataset(ParquetSource(tmp_path / "pairs.parquet"), tmp_path / "none")
 
 

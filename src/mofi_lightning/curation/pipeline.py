@@ -20,8 +20,8 @@ from mofi_lightning.curation.report import Report, Step, measure
 from mofi_lightning.curation.selection import Candidates, Criteria, Mask, best, select
 from mofi_lightning.curation.truth import Truth
 from mofi_lightning.data.schema import Row
-from mofi_lightning.data.writing import refuse_existing, write_dataset
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.data.writing import refuse_existing, write_dataset
 from mofi_lightning.progress import track
 from mofi_lightning.types import InputError
 
