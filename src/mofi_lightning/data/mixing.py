@@ -174,7 +174,7 @@ class BatchLoader:
             batch = result.batch
             batch["image"] = slots.lend(batch["image"], result.slot)
             yield batch
-            del batch, result  # or the next batch is made while this one keeps its slot
+            del batch, result  # or they keep their memory while the next is waited for
 
     def _count(self, row: BadRow) -> None:
         if self._policy.action == "raise":
@@ -215,6 +215,7 @@ class MixingLoader(BatchLoader):
         for batch in self._batches(self.step):
             self.step += 1
             yield batch
+            del batch  # or it keeps its memory while the next is waited for
 
     def state_dict(self) -> dict[str, Any]:
         """The step, and what it counts in."""

@@ -174,6 +174,7 @@ class ShardReader:
             entities, scores = tuple(record["entities"].tolist()), tuple(record["scores"].tolist())
             intact = record["checksum"] == checksum(key, image, text, entities, scores)
         except Exception as error:  # damaged bytes make litdata's parsers fail in any way
+            self._stream = None  # where a chunk cannot be opened, it would go on with the one before
             raise CorruptRow(f"row {index} of {self.info.location} cannot be read") from error
         if not intact:
             raise CorruptRow(
