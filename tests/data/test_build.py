@@ -76,9 +76,7 @@ def test_seen_keys_agree_with_a_set():
 
 
 def contents(dataset: Path) -> dict[str, bytes]:
-    return {
-        str(f.relative_to(dataset)): f.read_bytes() for f in sorted(dataset.rglob("*")) if f.is_file()
-    }
+    return {str(f.relative_to(dataset)): f.read_bytes() for f in sorted(dataset.rglob("*")) if f.is_file()}
 
 
 def test_any_number_of_workers_writes_the_same_bytes(emoji_slice, tmp_path, monkeypatch):

@@ -9,7 +9,7 @@ from tests.data.s3 import S3Server, client, s3_server, upload
 from tests.data.test_inspection import flip, rows_of
 from tests.test_pages import Page
 
-from mofi_lightning.data import storage
+from mofi_lightning.data import downloads
 from mofi_lightning.data.bench import bench
 from mofi_lightning.data.inspection import verify
 from mofi_lightning.data.sample import sample
@@ -32,7 +32,7 @@ def dataset(tmp_path_factory, rows, vocabulary) -> Path:
 @pytest.fixture
 def server(tmp_path, monkeypatch) -> Iterator[S3Server]:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(downloads, "FIRST_WAIT", 0.001)
     with s3_server() as server:
         yield server
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 from tests.data.s3 import S3Server, client, s3_server, upload
 
-from mofi_lightning.data import storage
+from mofi_lightning.data import downloads
 from mofi_lightning.data.shards import ShardReader, open_dataset
 from mofi_lightning.data.storage import Cache
 from mofi_lightning.data.writing import write_dataset
@@ -36,7 +36,7 @@ def served(dataset) -> Iterator[S3Server]:
 @pytest.fixture
 def server(served, monkeypatch) -> S3Server:
     served.set()
-    monkeypatch.setattr(storage, "FIRST_WAIT", 0.001)
+    monkeypatch.setattr(downloads, "FIRST_WAIT", 0.001)
     return served
 
 
@@ -44,9 +44,9 @@ def server(served, monkeypatch) -> S3Server:
 def log(tmp_path) -> Iterator[Path]:
     """What storage logs in this process and its workers."""
     handler = logging.FileHandler(tmp_path / "log")
-    logging.getLogger(storage.__name__).addHandler(handler)
+    logging.getLogger(downloads.__name__).addHandler(handler)
     yield tmp_path / "log"
-    logging.getLogger(storage.__name__).removeHandler(handler)
+    logging.getLogger(downloads.__name__).removeHandler(handler)
     handler.close()
 
 

@@ -2,37 +2,28 @@
 
 from __future__ import annotations
 
-import errno
-import fcntl
 import logging
 import math
 import os
-import random
 import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager, suppress
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
-from functools import lru_cache
 from io import FileIO
 from pathlib import Path
 from threading import Lock, Thread
-from typing import Any, BinaryIO
-from weakref import WeakSet
+from typing import Any
 
+from mofi_lightning.data.downloads import download
+from mofi_lightning.data.file_locks import WAY_OUT, claimed, discarded, locked, opened, unlock, used
 from mofi_lightning.types import InputError
 
 _log = logging.getLogger(__name__)
 
-ATTEMPTS = 6
-FIRST_WAIT = 0.2  # seconds; each wait is three times the one before it: half a minute in all
-CONNECT_TIMEOUT, READ_TIMEOUT = 10, 30  # seconds without an answer, and without a byte
 PREFETCH_THREADS = 2  # of each process; the workers of all ranks add up
 _RECENT = 30.0  # seconds for which what was used or fetched is not given up for what is only fetched ahead
-_TOUCH = 10.0  # seconds between marks of use
-_LOCAL_FAULTS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG}
-_WAY_OUT = "set data.cache.folder to a local disk with room"
 
 
 @dataclass(frozen=True)
@@ -84,9 +75,9 @@ def fetch(uri: str, target: Path, size: int | None = None) -> None:
     Raises:
         InputError: there is no such file, access is refused, or no attempt succeeded.
     """
-    with _claimed(target) as part:
+    with claimed(target) as part:
         if part is not None:
-            _download(uri, part, size)
+            download(uri, part, size)
             os.replace(part, target)
 
 
@@ -136,11 +127,11 @@ class ChunkCache:
         Raises:
             InputError: it cannot be fetched, or the disk is full.
         """
-        if name != self._open_name or self._open is None or self._open.closed or not _used(self._open):
+        if name != self._open_name or self._open is None or self._open.closed or not used(self._open):
             self._release()
-            while (opened := _opened(self._folder / name, self._sizes[name])) is None:
+            while (file := opened(self._folder / name, self._sizes[name])) is None:
                 self._fetch(name, ahead=False)
-            self._open, self._open_name, self._open_path = opened, name, self._folder / name
+            self._open, self._open_name, self._open_path = file, name, self._folder / name
         return self._open_path
 
     def prefetch(self, names: Sequence[str]) -> None:
@@ -154,31 +145,31 @@ class ChunkCache:
 
     def _release(self) -> None:
         if self._open is not None:
-            _unlock(self._open)
+            unlock(self._open)
             self._open = None
 
     def _fetch_ahead(self, name: str) -> bool:
         """Fetch a chunk that no other process fetches; False where there is no room."""
-        if (opened := _opened(self._folder / name, self._sizes[name])) is not None:
-            _unlock(opened)
+        if (file := opened(self._folder / name, self._sizes[name])) is not None:
+            unlock(file)
             return True
         return self._fetch(name, ahead=True)
 
     def _fetch(self, name: str, ahead: bool) -> bool:
         target, size = self._folder / name, self._sizes[name]
-        with _claimed(target, wait=not ahead) as part:
+        with claimed(target, wait=not ahead) as part:
             if part is None or target.exists():  # another process was faster
                 return True
             if not self._make_room(part, size, ahead):
                 return False
-            _download(f"{self._remote}/{name}", part, size)
+            download(f"{self._remote}/{name}", part, size)
             os.replace(part, target)
         return True
 
     def _make_room(self, part: Path, size: int, ahead: bool) -> bool:
         """Evict chunks until `size` bytes fit, and take these for `part`; False where they are all recent."""
         root = self._cache.root
-        lock = _locked(root / ".lock")
+        lock = locked(root / ".lock")
         assert lock is not None
         try:
             chunks, taken, promised = [], size, size
@@ -188,21 +179,21 @@ class ChunkCache:
                     if path.suffix == ".bin":
                         chunks.append((about.st_mtime, about.st_size, path))
                         taken += about.st_size
-                    elif path.suffix == ".part" and not _discarded(path):
+                    elif path.suffix == ".part" and not discarded(path):
                         taken += about.st_size
                         promised += max(0, about.st_size - 512 * about.st_blocks)
             over, lacking = taken - self._limit, promised - shutil.disk_usage(root).free
             for used, freed, path in sorted(chunks):
                 if (over <= 0 and lacking <= 0) or (ahead and time.time() - used < _RECENT):
                     break
-                if _discarded(path):
+                if discarded(path):
                     over, lacking = over - freed, lacking - freed
             if ahead and (over > 0 or lacking > 0):
                 return False
             if lacking > 0:
                 raise InputError(
                     f"the disk of {root} has {_megabytes(size - lacking)} left for a chunk of "
-                    f"{_megabytes(size)}: {_WAY_OUT}"
+                    f"{_megabytes(size)}: {WAY_OUT}"
                 )
             if over > 0 and not self._warned:
                 self._warned = True
@@ -213,7 +204,7 @@ class ChunkCache:
                 )
             os.truncate(part, size)  # a hole of the file's size, which other processes count
         finally:
-            _unlock(lock)
+            unlock(lock)
         return True
 
 
@@ -251,304 +242,5 @@ class _Prefetcher:
                     self._names.clear()
 
 
-# Locks. A file NAME.part is the download, its lock and its claim on room in one, so nothing is left of them.
-
-_held: WeakSet[FileIO] = WeakSet()
-
-
-def _give_up_inherited_locks() -> None:
-    """A fork shares the locks of its parent, and would keep them when the parent is done or killed."""
-    for file in list(_held):
-        file.close()
-    _held.clear()
-
-
-os.register_at_fork(after_in_child=_give_up_inherited_locks)
-
-
-def _locked(path: Path, create: bool = True, shared: bool = False, wait: bool = True) -> FileIO | None:
-    """The file, locked; None if it does not exist or, without `wait`, another holds it."""
-    try:
-        if create:
-            path.parent.mkdir(parents=True, exist_ok=True)
-        file = FileIO(path, "a+" if create else "r" if shared else "r+")
-        _held.add(file)
-        try:
-            fcntl.flock(file, (fcntl.LOCK_SH if shared else fcntl.LOCK_EX) | (0 if wait else fcntl.LOCK_NB))
-        except BaseException:
-            _unlock(file)
-            raise
-    except BlockingIOError:
-        return None
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) and not create:
-            return None
-        raise InputError(f"the cache cannot use {path} ({error.strerror}): {_WAY_OUT}") from error
-    return file
-
-
-def _unlock(file: FileIO) -> None:
-    _held.discard(file)
-    file.close()
-
-
-def _is(path: Path, file: FileIO) -> bool:
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file.fileno()))
-    except FileNotFoundError:
-        return False
-
-
-@contextmanager
-def _claimed(target: Path, wait: bool = True) -> Iterator[Path | None]:
-    """The file to download `target` into, for this caller alone; None if another has fetched it meanwhile.
-
-    Without `wait`, also None if another is fetching it.
-    """
-    part = target.with_name(f"{target.name}.part")
-    while True:
-        file = _locked(part, wait=False)
-        if file is None and wait:
-            # shared: once it is the chunk, whoever uses it keeps a shared lock for as long as it likes
-            file = _locked(part, shared=True)
-        elif file is not None and _is(part, file):
-            break
-        if file is None:
-            yield None
-            return
-        fetched = _is(target, file)
-        _unlock(file)
-        if fetched:
-            yield None
-            return
-    try:
-        yield part
-    finally:
-        if _is(part, file):
-            part.unlink()
-        _unlock(file)
-
-
-def _discarded(path: Path) -> bool:
-    """Whether a file is gone, which it is now unless a process holds it."""
-    with suppress(InputError, OSError):  # another user's
-        file = _locked(path, create=False, wait=False)
-        if file is not None:
-            try:
-                if _is(path, file):
-                    path.unlink()
-            finally:
-                _unlock(file)
-    return not path.exists()
-
-
-def _opened(chunk: Path, size: int) -> FileIO | None:
-    """The chunk, marked as used, with a lock against eviction; None if it must be fetched."""
-    file = _locked(chunk, create=False, shared=True)
-    if file is None:
-        return None
-    if os.fstat(file.fileno()).st_size == size and _used(file):
-        return file
-    if _is(chunk, file):  # nothing here leaves half a chunk: it was damaged
-        chunk.unlink()
-    _unlock(file)
-    return None
-
-
-def _used(file: FileIO) -> bool:
-    """Mark a chunk as used; False if it has been deleted."""
-    about = os.fstat(file.fileno())
-    if about.st_nlink and time.time() - about.st_mtime > _TOUCH:
-        with suppress(OSError):  # another user's
-            os.utime(file.fileno())
-    return about.st_nlink > 0
-
-
-# Downloads. Retries are made here, where they are seen, so the libraries make as few of their own as may be.
-
-
-class _Refused(Exception):
-    """The storage's answer would be the same another time."""
-
-    def __init__(self, error: object, status: int | None = None) -> None:
-        super().__init__(str(error))
-        self.missing = status == 404
-
-
-def _final(status: object) -> bool:
-    """Whether an HTTP status is an answer and no passing trouble."""
-    return isinstance(status, int) and 300 <= status < 500 and status not in (408, 425, 429)
-
-
-def _download(uri: str, part: Path, size: int | None) -> None:
-    """Write a file of object storage into `part`, which exists."""
-    scheme, _, address = uri.partition("://")
-    if scheme not in _TRANSPORTS:
-        raise InputError(
-            f"{uri} cannot be read: {scheme}:// is none of {', '.join(f'{name}://' for name in _TRANSPORTS)} "
-            "(for other storage that speaks S3, use s3:// and set AWS_ENDPOINT_URL)"
-        )
-    transport, credentials = _TRANSPORTS[scheme]
-    wait = FIRST_WAIT
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with part.open("r+b") as file:
-                transport(address, file)
-                received = file.tell()
-                file.truncate()
-                file.flush()
-                os.fsync(file.fileno())  # a crash of the machine must not leave a whole chunk of zeros
-            if size is None or received == size:
-                return
-            failure = f"it has {received} bytes, {size} are expected"
-        except _Refused as error:
-            if error.missing:
-                raise InputError(f"{uri} does not exist ({_line(error)}): check the address") from error
-            raise InputError(f"{uri} cannot be read ({_line(error)}): {credentials}") from error
-        except ModuleNotFoundError as error:
-            package = {"gs": "google-cloud-storage", "azure": "azure-storage-blob"}.get(scheme, error.name)
-            raise InputError(f"{uri} needs a package: pip install {package}") from error
-        except Exception as error:  # whatever the libraries make of a network that fails
-            if isinstance(error, OSError) and error.errno in _LOCAL_FAULTS:
-                raise InputError(f"{part.parent} cannot take {uri} ({error.strerror}): {_WAY_OUT}") from error
-            failure = _line(error) or type(error).__name__
-        if attempt < ATTEMPTS:
-            pause = wait * random.uniform(0.5, 1.5)  # else all workers come back at the same moment
-            _log.warning(
-                "%s: attempt %d of %d failed (%s), next in %.1f s", uri, attempt, ATTEMPTS, failure, pause
-            )
-            time.sleep(pause)
-            wait *= 3
-    raise InputError(
-        f"{uri} could not be fetched in {ATTEMPTS} attempts ({failure}): check the network and the storage, "
-        "then start again"
-    )
-
-
-def _line(error: object) -> str:
-    return " ".join(str(error).split())
-
-
 def _megabytes(size: int) -> str:
     return f"{max(size, 0) / 1e6:,.1f} MB"
-
-
-@lru_cache(maxsize=1)
-def _s3_client(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
-    """A client is not to be used in a fork; what it is made from is in the environment."""
-    from boto3 import Session
-    from botocore.config import Config
-
-    config = Config(
-        connect_timeout=CONNECT_TIMEOUT,
-        read_timeout=READ_TIMEOUT,
-        retries={"mode": "standard", "total_max_attempts": 1},
-    )
-    return Session().client("s3", config=config)
-
-
-def _from_s3(address: str, file: BinaryIO) -> None:
-    from botocore import exceptions
-
-    settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
-    bucket, _, key = address.partition("/")
-    try:
-        answer = _s3_client(os.getpid(), settings).get_object(Bucket=bucket, Key=key)
-        with closing(answer["Body"]) as body:
-            for block in body.iter_chunks(1 << 20):
-                file.write(block)
-    except exceptions.ClientError as error:
-        code, message = (error.response.get("Error", {}).get(name, "") for name in ("Code", "Message"))
-        status = error.response.get("ResponseMetadata", {}).get("HTTPStatusCode")
-        if _final(status) and code != "RequestTimeout":
-            raise _Refused(f"{code}: {message}", status) from error
-        raise ConnectionError(f"{code}: {message}") from error
-    except (
-        exceptions.NoCredentialsError,
-        exceptions.PartialCredentialsError,
-        exceptions.ProfileNotFound,
-        exceptions.ParamValidationError,
-        exceptions.SSOError,
-        ValueError,  # of an endpoint that is no URL
-    ) as error:
-        raise _Refused(error) from error
-
-
-@lru_cache(maxsize=1)
-def _gs_client(process: int) -> Any:
-    from google.cloud.storage import Client
-
-    return Client()
-
-
-def _from_gs(address: str, file: BinaryIO) -> None:
-    from google.api_core.exceptions import GoogleAPICallError
-    from google.auth.exceptions import DefaultCredentialsError
-
-    bucket, _, key = address.partition("/")
-    try:
-        blob = _gs_client(os.getpid()).bucket(bucket).blob(key)
-        blob.download_to_file(file, timeout=(CONNECT_TIMEOUT, READ_TIMEOUT), retry=None)
-    except GoogleAPICallError as error:
-        if _final(int(error.code or 0)):
-            raise _Refused(error, int(error.code)) from error
-        raise
-    except DefaultCredentialsError as error:
-        raise _Refused(error) from error
-
-
-def _from_hf(address: str, file: BinaryIO) -> None:
-    from huggingface_hub import get_session, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError, HfUriError, OfflineModeIsEnabled
-    from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_hf_uri
-
-    try:
-        uri = parse_hf_uri(f"hf://{address}")
-        url = hf_hub_url(uri.id, uri.path_in_repo, repo_type=uri.type, revision=uri.revision)
-        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
-        timeout = (CONNECT_TIMEOUT, READ_TIMEOUT, READ_TIMEOUT, READ_TIMEOUT)
-        with get_session().stream(
-            "GET", url, headers=headers, follow_redirects=True, timeout=timeout
-        ) as answer:
-            hf_raise_for_status(answer)
-            for block in answer.iter_bytes(1 << 20):
-                file.write(block)
-    except HfHubHTTPError as error:
-        if _final(error.response.status_code):
-            raise _Refused(error, error.response.status_code) from error
-        raise
-    except (HfUriError, OfflineModeIsEnabled) as error:
-        raise _Refused(error) from error
-
-
-def _from_azure(address: str, file: BinaryIO) -> None:
-    from azure.core.exceptions import HttpResponseError
-    from azure.storage.blob import BlobServiceClient
-
-    container, _, key = address.partition("/")
-    try:
-        with BlobServiceClient.from_connection_string(
-            os.environ.get("AZURE_STORAGE_CONNECTION_STRING", ""),
-            retry_total=0,
-            connection_timeout=CONNECT_TIMEOUT,
-            read_timeout=READ_TIMEOUT,
-        ) as client:
-            client.get_blob_client(container, key).download_blob().readinto(file)
-    except HttpResponseError as error:
-        if _final(error.status_code):
-            raise _Refused(error.message, error.status_code) from error
-        raise
-    except ValueError as error:  # of a connection string that is none
-        raise _Refused(error) from error
-
-
-_TRANSPORTS: dict[str, tuple[Callable[[str, BinaryIO], None], str]] = {
-    "s3": (
-        _from_s3,
-        "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to an account that may read it, "
-        "and AWS_ENDPOINT_URL where the storage is not Amazon's",
-    ),
-    "gs": (_from_gs, "set GOOGLE_APPLICATION_CREDENTIALS to an account that may read it"),
-    "hf": (_from_hf, "set HF_TOKEN to an account that may read it, and HF_HUB_OFFLINE to nothing"),
-    "azure": (_from_azure, "set AZURE_STORAGE_CONNECTION_STRING to an account that may read it"),
-}
