@@ -102,6 +102,7 @@ build_dataset(ParquetSource(Path(sys.argv[1])), Path(sys.argv[2]), num_workers=2
 """
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(120)
 def test_a_killed_build_goes_on_where_it_was_and_no_process_survives(emoji_slice, tmp_path):
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))

@@ -102,6 +102,9 @@ def test_data_sets_in_object_storage_give_the_batches_of_local_ones(
         assert data.bad_rows == {}
         chunks = {key: n for key, n in server.downloads.items() if key.endswith(".bin")}
         assert len(chunks) == 4 and set(chunks.values()) == {1}, "each chunk is fetched once"
+        small = make_data({"i2e": (uris[0], 34)}, 6, cache=Cache(str(tmp_path), 0.0003))
+        with pytest.warns(UserWarning, match=r"a cache of 0.0003 GB .* raise data.cache.gigabytes"):
+            small.train_dataloader()
     loader = make_data({"i2e": (i2e, 34)}, 6).train_dataloader()
     loader.load_state_dict(data.train_dataloader().state_dict())
 

@@ -11,10 +11,11 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_warn
 
 from mofi_lightning.data.batching import BatchBuilder, Stream
 from mofi_lightning.data.mixing import BadRowPolicy, BatchLoader, MixingLoader, Mixture
-from mofi_lightning.data.order import FileOrder, PassOrder
+from mofi_lightning.data.order import CHUNKS_PER_GROUP, FileOrder, PassOrder
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.shards import DatasetInfo, ShardReader, open_dataset
 from mofi_lightning.data.storage import Cache, is_remote
@@ -123,13 +124,16 @@ class I2EDataModule(LightningDataModule):
             raise InputError(
                 "training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1"
             )
-        streams = []
+        streams: list[Stream] = []
+        wanted = 0
         for name, source in self.sources.items():
             info = self._datasets[name]
             reader = ShardReader(info)
+            wanted += reader.cache_bytes(2 * CHUNKS_PER_GROUP)
             seed = zlib.crc32(f"{self.seed}\0{name}".encode())
             order = PassOrder(reader.chunk_sizes, seed)
             streams.append(Stream(name, reader, order, source.rows, seed, info.fingerprint))
+        self._check_cache(wanted)
         mixture = Mixture(streams, self._builder(self.augmentation), steps, *self._rank())
         loader = MixingLoader(mixture, self.num_workers, self.bad_row_policy)
         self._loaders.append(loader)
@@ -153,6 +157,14 @@ class I2EDataModule(LightningDataModule):
         loader = BatchLoader(mixture, self.num_workers, self.bad_row_policy)
         self._loaders.append(loader)
         return loader
+
+    def _check_cache(self, wanted: int) -> None:
+        """Warn where the chunks that are open or fetched ahead do not fit into the cache."""
+        if wanted > self.cache.gigabytes * 1e9:
+            rank_zero_warn(
+                f"a cache of {self.cache.gigabytes:g} GB holds less than the {wanted / 1e9:.3g} GB that are "
+                "read at once: chunks will be fetched again and again; raise data.cache.gigabytes"
+            )
 
     def _held_out(self, path: str) -> ShardReader | PairsReader:
         if not is_remote(path) and not Path(path).is_dir():

@@ -187,6 +187,10 @@ class ShardReader:
         if self._cache is not None:
             self._cache.prefetch([self.chunk_names[chunk] for chunk in chunks])
 
+    def cache_bytes(self, chunks: int) -> int:
+        """What the cache must hold so that so many chunks are at hand at once; 0 if the data set is local."""
+        return 0 if self._cache is None else sum(sorted(self._bytes_of.values())[-chunks:])
+
     def chunk_faults(self) -> dict[int, str]:
         """What is wrong with the files of the chunks, by number of the chunk; nothing is fetched."""
         faults = {}
