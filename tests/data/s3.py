@@ -38,7 +38,11 @@ class S3Server:
 
     def __init__(self) -> None:
         self._process = subprocess.Popen(
-            [sys.executable, __file__], stdout=subprocess.PIPE, text=True, start_new_session=True
+            [sys.executable, __file__],
+            stdin=subprocess.PIPE,  # which closes when this process ends, however it does
+            stdout=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
         )
         atexit.register(self.stop)
         assert self._process.stdout is not None
@@ -181,6 +185,7 @@ def _serve() -> None:
     app = _Unreliable(DomainDispatcherApplication(create_backend_app))
     server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=Silent)
     print(server.port, flush=True)
+    threading.Thread(target=lambda: (sys.stdin.read(), os._exit(0)), daemon=True).start()
     server.serve_forever()
 
 

@@ -15,6 +15,7 @@ from mofi_lightning.data.mixing import BadRowPolicy
 from mofi_lightning.data.schema import Row
 from mofi_lightning.data.texts import TextSampling
 from mofi_lightning.data.transforms import Augmentation
+from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.types import InputError
 
@@ -239,3 +240,23 @@ def test_a_policy_that_makes_no_sense_is_refused(options):
     (name,) = options
     with pytest.raises(InputError, match=rf"data\.bad_row_policy\.{name}"):
         BadRowPolicy(**options)
+
+
+def test_an_entity_beyond_the_vocabulary_is_a_bad_row(rows, vocabulary, make_data, tmp_path):
+    write_dataset(rows[:40], tmp_path / "data", vocabulary)
+    columns = (vocabulary.ids, vocabulary.names, vocabulary.descriptions, vocabulary.counts)
+    few = EntityVocabulary.from_columns(*(list(column)[:5] for column in columns))
+    few.save(tmp_path / "data" / "vocabulary.arrow")
+    policy = BadRowPolicy(max_share=1.0)
+    data = make_data({"i2e": (tmp_path / "data", 8)}, 5, bad_row_policy=policy)
+    for batch in data.train_dataloader():
+        assert int(batch["entity"].max()) < 5
+    assert data.bad_rows.keys() == {"i2e: unknown entity"}
+
+
+def test_the_only_other_row_takes_the_place_of_a_bad_one(rows, make_data, tmp_path):
+    pair = [row._replace(entities=(), scores=()) for row in rows[:2]]
+    write_dataset([pair[0]._replace(image=b"x"), pair[1]], tmp_path / "data")
+    for seed in range(8):
+        data = make_data({"pairs": (tmp_path / "data", 2)}, 4, seed=seed)
+        assert {key for batch in data.train_dataloader() for key in batch["key"]} == {pair[1].key}

@@ -1,3 +1,4 @@
+import contextlib
 import os
 import random
 import shutil
@@ -136,6 +137,78 @@ def test_a_killed_build_goes_on_where_it_was_and_no_process_survives(emoji_slice
     build = subprocess.run([*words[:-1], str(tmp_path / "anew")], capture_output=True, timeout=60, check=True)
     assert b"already" not in build.stdout
     assert contents(output) == contents(tmp_path / "anew")
+
+
+def interrupted(source: ParquetSource, output: Path, operation: int) -> bool:
+    """Build in a process that ends just before its n-th change of a file; whether it came to that."""
+    child = os.fork()
+    if child == 0:
+        try:
+            left = operation
+
+            def stopping(call):
+                def counted(*args, **kwargs):
+                    nonlocal left
+                    left -= 1
+                    if left == 0:
+                        os._exit(7)
+                    return call(*args, **kwargs)
+
+                return counted
+
+            for owner, name in (
+                *((os, name) for name in ("replace", "rename", "unlink", "rmdir", "mkdir")),
+                *((Path, name) for name in ("write_text", "write_bytes")),
+                (shutil, "rmtree"),
+            ):
+                setattr(owner, name, stopping(getattr(owner, name)))
+            with open(os.devnull, "w") as nowhere, contextlib.redirect_stdout(nowhere):
+                build_dataset(source, output, num_workers=0)
+        finally:
+            os._exit(0)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+
+
+def test_a_build_that_ends_at_any_change_of_a_file_is_completed_by_the_next(
+    emoji_slice, tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 10_000)
+    source = ParquetSource(emoji_slice / "validation.parquet")
+    build_dataset(source, tmp_path / "whole", num_workers=0)
+    expected = contents(tmp_path / "whole")
+    operation, complete = 0, 0
+    while interrupted(source, output := tmp_path / "out", operation := operation + 1):
+        if output.exists():
+            complete += 1
+        else:
+            build_dataset(source, output, num_workers=0)
+        assert contents(output) == expected, f"ended before operation {operation}"
+        assert {p.name for p in tmp_path.iterdir()} <= {"whole", "out", ".out.part"}
+        shutil.rmtree(output)
+    assert contents(output) == expected
+    assert operation > 30 and complete <= 1
+    assert "parts were there already" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("damage", ["cut", "lost", "notes"])
+def test_a_part_that_was_damaged_since_is_written_again(emoji_slice, tmp_path, monkeypatch, damage):
+    monkeypatch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 10_000)
+    table = pq.read_table(emoji_slice / "validation.parquet")
+    pq.write_table(pa.concat_tables([table, table.slice(0, 1)]), tmp_path / "pairs.parquet")
+    with pytest.raises(InputError, match="comes twice"):
+        build_dataset(ParquetSource(tmp_path / "pairs.parquet"), tmp_path / "out", num_workers=0)
+    part = tmp_path / ".out.partial" / "parts" / "000001"
+    (chunk,) = part.glob("*.bin")
+    if damage == "cut":
+        os.truncate(chunk, 100)
+    elif damage == "lost":
+        chunk.unlink()
+    else:
+        os.truncate(part / "notes.json", 0)
+    source = ParquetSource(emoji_slice / "validation.parquet")
+    build_dataset(source, tmp_path / "out", num_workers=0)
+    build_dataset(source, tmp_path / "whole", num_workers=0)
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
 def test_a_source_that_changed_since_a_build_was_interrupted_is_read_anew(emoji_slice, tmp_path, monkeypatch):

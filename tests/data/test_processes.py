@@ -1,5 +1,7 @@
 import os
 import signal
+import subprocess
+import sys
 from itertools import count
 
 import pytest
@@ -55,3 +57,21 @@ def test_a_worker_that_dies_is_an_error_in_one_line():
 def test_a_negative_number_of_workers_is_refused():
     with pytest.raises(InputError, match="num_workers must be 0 or more, not -1"):
         list(map_processes(square, range(3), -1))
+
+
+FORK_SERVER = """
+import multiprocessing
+from mofi_lightning.data.processes import map_processes
+
+if __name__ == "__main__":
+    multiprocessing.set_start_method("forkserver")
+    print(list(map_processes(abs, [-1, -2, -3], 2)))
+"""
+
+
+def test_any_way_of_starting_processes_will_do(tmp_path):
+    (tmp_path / "script.py").write_text(FORK_SERVER)
+    done = subprocess.run(
+        [sys.executable, tmp_path / "script.py"], capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout == "[1, 2, 3]\n", done.stderr

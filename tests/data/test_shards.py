@@ -6,12 +6,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from mofi_lightning.data.schema import Row, checksum
 from mofi_lightning.data.shards import CorruptRow, ShardReader, open_dataset
-from mofi_lightning.data.writing import write_dataset
+from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.data.writing import unfinished, write_dataset
 from mofi_lightning.types import InputError
 
 
@@ -73,9 +75,8 @@ def test_a_killed_writer_leaves_no_data_set_and_the_next_one_succeeds(tmp_path, 
     process.wait()
     process.stdout.close()
     assert not output.exists()
-    (left,) = tmp_path.iterdir()
     with pytest.raises(InputError, match="is no data set"):
-        open_dataset(left)
+        open_dataset(tmp_path / ".out.partial")
     write_dataset((row._replace(entities=(), scores=()) for row in rows[:3]), output)
     assert open_dataset(output).rows == 3
     assert list(tmp_path.iterdir()) == [output]
@@ -129,6 +130,58 @@ def test_garbage_in_the_structure_is_a_corrupt_row_whatever_litdata_makes_of_it(
         ShardReader(open_dataset(dataset))[7]
 
 
+def test_a_chunk_in_the_place_of_another_is_found(i2e, rows, tmp_path):
+    dataset = copy_of(i2e, tmp_path)
+    shards = dataset / "shards"
+    index = json.loads((shards / "index.json").read_text())
+    first, second = index["chunks"][:2]
+    shutil.copy(shards / first["filename"], shards / second["filename"])
+    index["chunks"][1] = {**first, "filename": second["filename"]}
+    (shards / "index.json").write_text(json.dumps(index))
+    about = json.loads((dataset / "dataset.json").read_text())
+    about["rows"] += first["chunk_size"] - second["chunk_size"]
+    (dataset / "dataset.json").write_text(json.dumps(about))
+    reader = ShardReader(open_dataset(dataset))
+    size = first["chunk_size"]
+    assert reader[0] == rows[0] and reader[size - 1] == rows[size - 1]
+    for row in (size, 2 * size - 1):
+        with pytest.raises(CorruptRow):
+            reader[row]
+
+
+def test_the_same_rows_in_other_chunks_or_with_other_names_are_another_data_set(
+    rows, vocabulary, tmp_path, monkeypatch
+):
+    def fingerprint(name: str, entities: EntityVocabulary) -> str:
+        write_dataset(rows[:40], tmp_path / name, entities)
+        return open_dataset(tmp_path / name).fingerprint
+
+    ids, counts = list(vocabulary.ids), list(vocabulary.counts)
+    renamed = EntityVocabulary.from_columns(ids, ["a name"] * len(ids), list(vocabulary.descriptions), counts)
+    prints = [fingerprint("one", vocabulary), fingerprint("same", vocabulary), fingerprint("named", renamed)]
+    monkeypatch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 10_000)
+    prints.append(fingerprint("cut", vocabulary))
+    assert prints[0] == prints[1] and len(set(prints)) == 3
+
+
+def test_an_output_that_cannot_be_replaced_is_refused_before_the_work(rows, tmp_path, monkeypatch):
+    unread = iter(rows)
+    (tmp_path / "empty").mkdir()
+    monkeypatch.chdir(tmp_path / "empty")
+    (tmp_path / "file").touch()
+    for output in (".", "/", "../file/x/y"):
+        with pytest.raises(InputError, match=r"exists already|cannot be (replaced|made)"):
+            write_dataset(unread, Path(output))
+    assert next(unread) == rows[0]
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to("place")
+    plain = [row._replace(entities=(), scores=()) for row in rows[:3]]
+    write_dataset(plain, tmp_path / "link")
+    assert open_dataset(tmp_path / "place").rows == 3 and (tmp_path / "link").is_symlink()
+    with unfinished(tmp_path / "busy"), pytest.raises(InputError, match="another process is writing"):
+        write_dataset(plain, tmp_path / "busy")
+
+
 @pytest.mark.parametrize(("damage", "message"), [("cut", "has 1000 of"), ("remove", "is missing")])
 def test_a_missing_or_truncated_chunk_is_named_at_once(i2e, tmp_path, damage, message):
     dataset = copy_of(i2e, tmp_path)
@@ -165,8 +218,12 @@ def test_what_is_no_data_set_is_refused_in_one_line(tmp_path, plain):
 
 def test_the_checksum_depends_on_every_field():
     fields = ("key", b"image", "text", (1,), (0.5,))
+
+    def checksum_of(*fields: Any, chunk: int = 3, place: int = 4) -> int:
+        return checksum(Row(*fields), chunk, place)
+
     others = ("kez", b"imagf", "texu", (2,), (0.25,))
-    sums = {checksum(*fields)}
-    sums |= {checksum(*(*fields[:i], others[i], *fields[i + 1 :])) for i in range(5)}
-    sums.add(checksum("keyi", b"mage", "text", (1,), (0.5,)))
-    assert len(sums) == 7
+    sums = {checksum_of(*fields), checksum_of(*fields, chunk=4), checksum_of(*fields, place=3)}
+    sums |= {checksum_of(*(*fields[:i], others[i], *fields[i + 1 :])) for i in range(5)}
+    sums.add(checksum_of("keyi", b"mage", "text", (1,), (0.5,)))
+    assert len(sums) == 9

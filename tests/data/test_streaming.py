@@ -9,6 +9,7 @@ from tests.data.s3 import S3Server, client, s3_server, upload
 from mofi_lightning.data import downloads
 from mofi_lightning.data.shards import ShardReader, open_dataset
 from mofi_lightning.data.storage import Cache
+from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.types import Batch, InputError
 
@@ -111,3 +112,55 @@ def test_a_chunk_that_storage_has_lost_ends_the_stream_with_its_name(dataset, se
 def test_a_place_without_a_data_set_is_named(server, tmp_path):
     with pytest.raises(InputError, match=r"^s3://streams/nothing/dataset\.json does not exist"):
         open_dataset("s3://streams/nothing", Cache(str(tmp_path)))
+
+
+def test_a_data_set_that_was_written_anew_under_its_uri_replaces_the_one_that_was_cached(
+    server, rows, vocabulary, tmp_path, monkeypatch
+):
+    uri, cache = "s3://streams/anew", Cache(str(tmp_path / "cache"))
+
+    def written(name: str, entities: EntityVocabulary) -> list[str]:
+        write_dataset(rows, tmp_path / name, entities)
+        upload(tmp_path / name, uri)
+        info = open_dataset(uri, cache)
+        reader = ShardReader(info)
+        assert [reader[i] for i in range(len(reader))] == rows
+        assert info.vocabulary is not None
+        return list(info.vocabulary.names)
+
+    names = [f"renamed {name}" for name in vocabulary.names]
+    columns = (list(vocabulary.ids), names, list(vocabulary.descriptions), list(vocabulary.counts))
+    assert written("first", vocabulary) == list(vocabulary.names)
+    assert written("renamed", EntityVocabulary.from_columns(*columns)) == names
+    monkeypatch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 30_000)
+    assert written("in other chunks", vocabulary) == list(vocabulary.names)
+
+
+@pytest.mark.parametrize("zeros", [False, True])
+def test_a_damaged_copy_of_an_intact_chunk_is_fetched_again(dataset, server, tmp_path, rows, zeros):
+    info = open_dataset(URI, Cache(str(tmp_path)))
+    reader = ShardReader(info)
+    assert reader[0] == rows[0]
+    copy = info.path / "shards" / reader.chunk_names[0]
+    content = bytearray(copy.read_bytes())
+    if zeros:
+        content = bytearray(len(content))
+    else:
+        content[content.index(rows[0].image) + 20] ^= 1
+    copy.write_bytes(content)
+    again = ShardReader(info)
+    assert [again[i] for i in range(len(again))] == rows
+
+
+def test_a_server_cannot_fill_the_disk(dataset, server, tmp_path):
+    upload(dataset, "s3://streams/large")
+    chunk = sorted((dataset / "shards").glob("*.bin"))[0]
+    body = chunk.read_bytes()
+    client().put_object(Bucket="streams", Key=f"large/shards/{chunk.name}", Body=body + bytes(10**7))
+    reader = ShardReader(open_dataset("s3://streams/large", Cache(str(tmp_path))))
+    with pytest.raises(InputError, match=f"has more than {len(body):,} bytes"):
+        reader[0]
+    client().put_object(Bucket="streams", Key="large/dataset.json", Body=bytes(10**7))
+    with pytest.raises(InputError, match=r"dataset\.json has more than 1,048,576 bytes"):
+        open_dataset("s3://streams/large", Cache(str(tmp_path)))
+    assert not list(tmp_path.rglob("*.part"))

@@ -1,6 +1,7 @@
 import contextlib
 import io
 import struct
+import time
 import zlib
 
 import numpy as np
@@ -141,3 +142,20 @@ def test_faults_are_counted_by_kind():
             decode(data)
         messages.append(str(refusal.value))
     assert fault_kinds(messages) == {"damaged JPEG image": 3, "no JPEG, PNG, GIF or WebP image": 2}
+
+
+def test_a_translucent_image_of_many_rows_is_composited_as_a_whole():
+    tall = TRANSLUCENT.resize((20, 1300))
+    data = encoded(tall, "PNG")
+    assert (decode(data).int() - with_pillow(data).int()).abs().max() <= 1
+
+
+def test_a_jpeg_of_ever_more_scans_is_refused_at_once():
+    progressive = encoded(PHOTO.resize((400, 300)), "JPEG", progressive=True)
+    last = progressive.rindex(b"\xff\xda")
+    scan = progressive[last : progressive.rindex(b"\xff\xd9")]
+    endless = progressive[:-2] + scan * 2000 + progressive[-2:]
+    start = time.perf_counter()
+    with pytest.raises(UndecodableImage, match="image with too many scans"):
+        decode(endless)
+    assert time.perf_counter() - start < 1

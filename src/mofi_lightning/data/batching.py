@@ -172,7 +172,7 @@ class Stream:
         if not isinstance(found, BadRow):
             return found, None
         for offset in _REPLACEMENTS:
-            if offset >= len(self.reader):
+            if offset >= 2 * len(self.reader):  # the next pass may begin with the rows that were tried
                 break
             passes, rows, _ = self.order.visits(position + offset, 1)
             replacement = self._try(int(passes[0]), int(rows[0]), builder)
@@ -188,6 +188,10 @@ class Stream:
             row = self.reader[index]
         except CorruptRow as error:
             return BadRow(self.name, "damaged row", str(error))
+        classes = 0 if builder.vocabulary is None else len(builder.vocabulary.names)
+        if classes and any(not 0 <= entity < classes for entity in row.entities):
+            why = f"it names entities {row.entities}, the vocabulary has {classes}"
+            return BadRow(self.name, "unknown entity", f"row {index} (key {row.key!r}): {why}")
         try:
             return builder.example(row, row_generator(self.seed, pass_number, row.key))
         except UndecodableImage as error:

@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from mofi_lightning.data.schema import Row, checksum
 from mofi_lightning.progress import track
@@ -36,46 +37,69 @@ def build_dataset(
         InputError: the source cannot be read, two pairs have one key, or no image can be decoded.
     """
     from mofi_lightning.data import writing
-    from mofi_lightning.data.processes import available_cores, map_processes
+    from mofi_lightning.data.processes import available_cores
     from mofi_lightning.encoders.decoding import fault_kinds
 
-    writing.refuse_existing(output)
     split = _choose(split, source)
-    unfinished = writing.partial_folder(output)
-    pairs = track(source.pairs(split), "writing shards", source.count(split))
-    title = f"split {split!r} of the source"
-    parts, seen, reused = 0, 0, 0
-
-    def missing_parts() -> Iterator[_Part]:
-        nonlocal parts, seen, reused
-        for number, block in enumerate(_blocks(pairs, title)):
-            parts, seen = number + 1, seen + len(block)
-            digest = _digest(block)
-            notes = writing.read_notes(unfinished, number)
-            if notes is not None and notes.get("digest") == digest:
-                reused += 1
-            else:
-                yield number, block, digest
-
     num_workers = available_cores() if num_workers is None else num_workers
-    for _ in map_processes(partial(_write, unfinished), missing_parts(), num_workers):
-        pass
-    if not seen:
-        raise InputError(f"{title} has no pairs")
-    notes = [writing.read_notes(unfinished, number) or {} for number in range(parts)]
-    faults = [fault for note in notes for fault in note["faults"]]
-    if len(faults) == seen:
-        shutil.rmtree(unfinished)
-        raise InputError(f"none of the {seen:,} images of {title} can be decoded; the first: {faults[0]}")
-    rows = writing.join_parts(output, parts)
-    if reused:
-        print(f"{reused:,} of {parts:,} parts were there already, of an interrupted build")
-    for kind, count in fault_kinds(faults).items():
+    with writing.unfinished(output) as folder:
+        pairs = track(source.pairs(split), "writing shards", source.count(split))
+        written = _write_parts(_blocks(pairs, f"split {split!r} of the source"), folder, num_workers)
+        if len(written.faults) == written.pairs:
+            shutil.rmtree(folder, ignore_errors=True)
+            if not written.pairs:
+                raise InputError(f"split {split!r} of the source has no pairs")
+            raise InputError(
+                f"none of the {written.pairs:,} images of split {split!r} of the source can be decoded; the "
+                f"first: {written.faults[0]}"
+            )
+        rows = writing.join_parts(folder, written.parts, output)
+    if written.reused:
+        print(f"{written.reused:,} of {written.parts:,} parts were there already, of an interrupted build")
+    for kind, count in fault_kinds(written.faults).items():
         print(f"left out {count:,}: {kind}")
     print(f"{rows:,} rows -> {output}")
 
 
-def _write(unfinished: Path, part: _Part) -> None:
+class _Written(NamedTuple):
+    """Number of pairs read, of parts, of those that had been written before; what is wrong with images."""
+
+    pairs: int
+    parts: int
+    reused: int
+    faults: list[str]
+
+
+def _write_parts(blocks: Iterator[list[Row]], folder: Path, num_workers: int) -> _Written:
+    """Write what is missing of the parts."""
+    from mofi_lightning.data import writing
+    from mofi_lightning.data.processes import map_processes
+
+    pairs, parts, reused = 0, 0, 0
+
+    def missing() -> Iterator[_Part]:
+        nonlocal pairs, parts, reused
+        for number, block in enumerate(blocks):
+            pairs, parts = pairs + len(block), number + 1
+            digest = _digest(block)
+            notes = writing.read_notes(folder, number)
+            if notes is not None and notes["digest"] == digest:
+                reused += 1
+            else:
+                yield number, block, digest
+
+    for _ in map_processes(partial(_write, folder), missing(), num_workers):
+        pass
+    faults: list[str] = []
+    for number in range(parts):
+        notes = writing.read_notes(folder, number)
+        if notes is None:
+            raise InputError(f"part {number} in {folder} was removed meanwhile; give the command again")
+        faults += notes["faults"]
+    return _Written(pairs, parts, reused, faults)
+
+
+def _write(folder: Path, part: _Part) -> None:
     """Write the rows of a part whose images can be decoded; its notes say what was wrong with the others."""
     from mofi_lightning.data.writing import write_part
     from mofi_lightning.encoders.decoding import UndecodableImage, decode
@@ -89,14 +113,14 @@ def _write(unfinished: Path, part: _Part) -> None:
             faults.append(str(error))
         else:
             good.append(row)
-    write_part(unfinished, number, good, 0, {"digest": digest, "faults": faults})
+    write_part(folder, number, good, 0, {"digest": digest, "faults": faults})
 
 
 def _digest(block: Sequence[Row]) -> str:
     """Of what was read for a part: only a part of the same rows need not be written again."""
     digest = hashlib.blake2b(digest_size=16)
-    for row in block:
-        digest.update(checksum(row.key, row.image, row.text, (), ()).to_bytes(4, "little"))
+    for place, row in enumerate(block):
+        digest.update(checksum(row, 0, place).to_bytes(4, "little"))
     return digest.hexdigest()
 
 

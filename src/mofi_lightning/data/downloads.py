@@ -40,7 +40,27 @@ def _final(status: object) -> bool:
     return isinstance(status, int) and 300 <= status < 500 and status not in (408, 425, 429)
 
 
-def download(uri: str, part: Path, size: int | None) -> None:
+class _TooLarge(Exception):
+    """There are more bytes than there may be."""
+
+
+class _Limited:
+    """A file that takes no more bytes than there should be: a server must not fill the disk."""
+
+    def __init__(self, file: BinaryIO, most: int) -> None:
+        self._file, self._left = file, most
+
+    def write(self, block: bytes) -> int:
+        self._left -= len(block)
+        if self._left < 0:
+            raise _TooLarge
+        return self._file.write(block)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+
+def download(uri: str, part: Path, size: int | None, most: int) -> None:
     """Write a file of object storage into `part`, which exists; what fails is tried again and logged.
 
     Raises:
@@ -57,7 +77,7 @@ def download(uri: str, part: Path, size: int | None) -> None:
     for attempt in range(1, ATTEMPTS + 1):
         try:
             with part.open("r+b") as file:
-                transport(address, file)
+                transport(address, _Limited(file, most))
                 received = file.tell()
                 file.truncate()
                 file.flush()
@@ -69,6 +89,10 @@ def download(uri: str, part: Path, size: int | None) -> None:
             if error.missing:
                 raise InputError(f"{uri} does not exist ({_line(error)}): check the address") from error
             raise InputError(f"{uri} cannot be read ({_line(error)}): {credentials}") from error
+        except _TooLarge as error:
+            raise InputError(
+                f"{uri} has more than {most:,} bytes, which is too many; copy or build the data set again"
+            ) from error
         except ModuleNotFoundError as error:
             raise InputError(f"{uri} needs a package: pip install google-cloud-storage") from error
         except Exception as error:  # whatever the libraries make of a network that fails
@@ -106,7 +130,7 @@ def _s3_client(process: int, settings: tuple[tuple[str, str], ...]) -> Any:
     return Session().client("s3", config=config)
 
 
-def _from_s3(address: str, file: BinaryIO) -> None:
+def _from_s3(address: str, file: _Limited) -> None:
     from botocore import exceptions
 
     settings = tuple(sorted((name, value) for name, value in os.environ.items() if name.startswith("AWS_")))
@@ -140,7 +164,7 @@ def _gs_client(process: int) -> Any:
     return Client()
 
 
-def _from_gs(address: str, file: BinaryIO) -> None:
+def _from_gs(address: str, file: _Limited) -> None:
     from google.api_core.exceptions import GoogleAPICallError
     from google.auth.exceptions import DefaultCredentialsError
 
@@ -156,7 +180,7 @@ def _from_gs(address: str, file: BinaryIO) -> None:
         raise _Refused(error) from error
 
 
-def _from_hf(address: str, file: BinaryIO) -> None:
+def _from_hf(address: str, file: _Limited) -> None:
     from huggingface_hub import get_session, hf_hub_url
     from huggingface_hub.errors import HfHubHTTPError, HfUriError, OfflineModeIsEnabled
     from huggingface_hub.utils import build_hf_headers, hf_raise_for_status, parse_hf_uri
@@ -180,7 +204,7 @@ def _from_hf(address: str, file: BinaryIO) -> None:
         raise _Refused(error) from error
 
 
-_TRANSPORTS: dict[str, tuple[Callable[[str, BinaryIO], None], str]] = {
+_TRANSPORTS: dict[str, tuple[Callable[[str, _Limited], None], str]] = {
     "s3": (
         _from_s3,
         "set AWS_PROFILE, or AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, to an account that may read it, "

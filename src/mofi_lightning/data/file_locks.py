@@ -56,6 +56,10 @@ def locked(path: Path, create: bool = True, shared: bool = False, wait: bool = T
 def unlock(file: FileIO) -> None:
     """Close a locked file."""
     _held.discard(file)
+    with suppress(
+        OSError, ValueError
+    ):  # a fork may have the file without knowing of it: closing is not enough
+        fcntl.flock(file, fcntl.LOCK_UN)
     file.close()
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
@@ -120,7 +119,9 @@ class _CheckedBlock(NamedTuple):
 
 
 def _check(info: DatasetInfo, num_workers: int | None) -> _Findings:
+    from mofi_lightning.data import vocabulary as vocabularies
     from mofi_lightning.data.keys import SeenKeys
+    from mofi_lightning.data.schema import Fingerprint
     from mofi_lightning.data.shards import ShardReader
     from mofi_lightning.data.storage import is_remote
 
@@ -137,31 +138,31 @@ def _check(info: DatasetInfo, num_workers: int | None) -> _Findings:
         for chunk, fault in reader.chunk_faults().items():
             findings.add_chunk(chunk, int(reader.chunk_sizes[chunk]), fault)
     keys = SeenKeys()
-    checksums: hashlib.blake2b | None = hashlib.blake2b(digest_size=16) if not findings.chunks else None
+    fingerprint: Fingerprint | None = Fingerprint() if not findings.chunks and classes is not None else None
     blocks = scan(
         reader, partial(_check_block, classes), frozenset(findings.chunks), num_workers, "verifying"
     )
     for block, rows, unread in blocks:
         if unread:
             findings.add_chunk(block.chunk, int(reader.chunk_sizes[block.chunk]), unread)
-            findings.obstacle, checksums = unread, None
+            findings.obstacle, fingerprint = unread, None
         intact = [row.key for row in rows if not row.faults]
         repeated = _repeated(keys, intact)
         for index, row in enumerate(rows, block.first):
-            if checksums is not None and row.checksum is not None:
-                checksums.update(row.checksum.to_bytes(4, "little"))
+            if fingerprint is not None and row.checksum is not None:
+                fingerprint.add(row.checksum.to_bytes(4, "little"))
             elif row.checksum is None:
-                checksums = None
+                fingerprint = None
             faults = row.faults or (["key used twice"] if next(repeated) else [])
             if faults:
                 findings.add_row(index, row.key, reader.chunk_names[block.chunk], faults)
-    if checksums is not None and checksums.hexdigest() != info.fingerprint:
-        findings.add("the rows are not those of which dataset.json has the fingerprint")
+    vocabulary = info.path / vocabularies.FILE_NAME if "entity" in info.fields else None
+    if fingerprint is not None and fingerprint.text(vocabulary) != info.fingerprint:
+        findings.add("rows or entities are not those of which dataset.json has the fingerprint")
     return findings
 
 
 def _check_block(classes: int | None, reader: ShardReader, block: Block) -> _CheckedBlock:
-    from mofi_lightning.data.schema import checksum
     from mofi_lightning.data.shards import CorruptRow
     from mofi_lightning.encoders.decoding import UndecodableImage, decode
 
@@ -182,7 +183,7 @@ def _check_block(classes: int | None, reader: ShardReader, block: Block) -> _Che
         if classes is not None and any(not 0 <= entity < classes for entity in row.entities):
             wrong = next(entity for entity in row.entities if not 0 <= entity < classes)
             faults.append(f"class id {wrong} beyond the {classes:,} entities")
-        rows.append(_Checked(row.key, checksum(*row), faults))
+        rows.append(_Checked(row.key, reader.checksum(index, row), faults))
     return _CheckedBlock(block, rows)
 
 

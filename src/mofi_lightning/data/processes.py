@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import os
 import signal
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -42,7 +42,7 @@ def map_processes(function: Callable[[_T], _R], tasks: Iterable[_T], num_workers
     if num_workers == 0:
         yield from map(function, tasks)
         return
-    pool = ProcessPoolExecutor(num_workers, initializer=_prepare_worker, initargs=(os.getpid(),))
+    pool = ProcessPoolExecutor(num_workers, initializer=_prepare_worker)
     running: deque[Future[_R]] = deque()
     try:
         for task in tasks:
@@ -59,16 +59,17 @@ def map_processes(function: Callable[[_T], _R], tasks: Iterable[_T], num_workers
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _prepare_worker(parent: int) -> None:
+def _prepare_worker() -> None:
     import torch
 
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent is interrupted too, and ends the pool
-    threading.Thread(target=_end_with, args=(parent,), daemon=True).start()
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
-def _end_with(parent: int) -> None:
+def _end_with_parent() -> None:
     """End this process when its parent was killed: its queue would never tell."""
-    while os.getppid() == parent:
-        time.sleep(0.5)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
     os._exit(1)

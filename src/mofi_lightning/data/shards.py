@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -23,6 +25,11 @@ if TYPE_CHECKING:
 
 # litdata sees local chunks only and caches nothing, but its default wants 50 GB of free disk
 _MAX_CACHE_SIZE = "25GB"
+
+# bytes of dataset.json, and of the index and the vocabulary, that are fetched from a server at most
+_MOST_ABOUT, _MOST_BESIDE = 1 << 20, 1 << 34
+
+_CHUNK_NAME = re.compile(r"chunk-(\d{6,})\.bin")
 
 # litdata picks the parser of each field by the name in index.json, and pickle is among those it knows
 _FIELD_FORMATS = {"str", "bytes", "int", "no_header_numpy"}
@@ -87,15 +94,19 @@ def open_dataset(location: str | Path, cache: Cache = Cache()) -> DatasetInfo:  
     location = location.rstrip("/")
     named = hashlib.blake2b(location.encode(), digest_size=8).hexdigest()
     newest = cache.root / named
-    fetch(f"{location}/dataset.json", newest / "dataset.json")
+    fetch(f"{location}/dataset.json", newest / "dataset.json", most=_MOST_ABOUT)
     info = _info(location, newest, cache)
     # a data set that was written anew under the same URI has a place of its own
     path = cache.root / f"{named}-{info.fingerprint}"
-    files = ["dataset.json", "shards/index.json", *([VOCABULARY_NAME] if "entity" in info.fields else [])]
-    for name in files:
-        if not (path / name).is_file():
-            fetch(f"{location}/{name}", path / name)
-    return _info(location, path, cache)
+    if not (path / "dataset.json").is_file():
+        for name in ("shards/index.json", *([VOCABULARY_NAME] if "entity" in info.fields else [])):
+            fetch(f"{location}/{name}", path / name, most=_MOST_BESIDE)
+        fetch(f"{location}/dataset.json", path / "dataset.json", most=_MOST_ABOUT)  # last: all is there
+    found = _info(location, path, cache)
+    if found.fingerprint != info.fingerprint:
+        shutil.rmtree(path)
+        raise InputError(f"data set {location} was written anew while it was opened; start again")
+    return found
 
 
 def _info(location: str, path: Path, cache: Cache) -> DatasetInfo:
@@ -105,7 +116,7 @@ def _info(location: str, path: Path, cache: Cache) -> DatasetInfo:
         if schema == SCHEMA_VERSION:
             rows, fields, fingerprint = int(about["rows"]), frozenset(about["fields"]), about["fingerprint"]
             int(fingerprint, 16)
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
         raise InputError(f"{location} is no data set: its dataset.json is missing or damaged") from error
     if schema != SCHEMA_VERSION:
         raise InputError(
@@ -140,6 +151,8 @@ class ShardReader:
         self._stream: StreamingDataset | None = None
         bytes_of = self._read_index()
         self.chunk_names = list(bytes_of)
+        self._numbers = [int(name.removeprefix("chunk-").removesuffix(".bin")) for name in bytes_of]
+        self._fetched_again: set[int] = set()
         self.first_rows = np.concatenate([[0], np.cumsum(self.chunk_sizes)])
         self._bytes_of = bytes_of
         self._cache: ChunkCache | None = None
@@ -158,8 +171,19 @@ class ShardReader:
             CorruptRow: its bytes cannot be parsed or do not match the checksum.
             InputError: its chunk cannot be fetched.
         """
+        chunk = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+        try:
+            return self._read(index, chunk)
+        except CorruptRow:
+            if self._cache is None or chunk in self._fetched_again:
+                raise
+        # the copy may be damaged where the data set is not
+        self._fetched_again.add(chunk)
+        self._cache.drop(self.chunk_names[chunk])
+        return self._read(index, chunk)
+
+    def _read(self, index: int, chunk: int) -> Row:
         if self._cache is not None:
-            chunk = int(np.searchsorted(self.first_rows, index, side="right")) - 1
             self._cache.ensure(self.chunk_names[chunk])
         if self._stream is None:
             from litdata import StreamingDataset
@@ -170,17 +194,23 @@ class ShardReader:
             )
         try:
             record = self._stream[index]
-            key, image, text = record["key"], bytes(record["image"]), record["text"]
             entities, scores = tuple(record["entities"].tolist()), tuple(record["scores"].tolist())
-            intact = record["checksum"] == checksum(key, image, text, entities, scores)
+            row = Row(record["key"], bytes(record["image"]), record["text"], entities, scores)
+            intact = record["checksum"] == self.checksum(index, row)
         except Exception as error:  # damaged bytes make litdata's parsers fail in any way
             self._stream = None  # where a chunk cannot be opened, it would go on with the one before
             raise CorruptRow(f"row {index} of {self.info.location} cannot be read") from error
         if not intact:
+            self._stream = None  # litdata may hold another file's pages
             raise CorruptRow(
-                f"row {index} of {self.info.location} (key {key!r}) does not match its checksum", key
+                f"row {index} of {self.info.location} (key {row.key!r}) does not match its checksum", row.key
             )
-        return Row(key, image, text, entities, scores)
+        return row
+
+    def checksum(self, index: int, row: Row) -> int:
+        """What the checksum of `row` must be if it is row `index`."""
+        chunk = int(np.searchsorted(self.first_rows, index, side="right")) - 1
+        return checksum(row, self._numbers[chunk], index - int(self.first_rows[chunk]))
 
     def prefetch(self, chunks: Sequence[int]) -> None:
         """Say that rows of `chunks` will be read next, in this order; remote ones are fetched meanwhile."""
@@ -213,9 +243,9 @@ class ShardReader:
             formats = {str(name).partition(":")[0] for name in index["config"]["data_format"]}
             layout = json.loads(index["config"]["data_spec"])[1]
             nested = [part["type"] for part in layout["children_spec"] if part["type"] is not None]
-        except (OSError, ValueError, LookupError, TypeError) as error:
+        except (OSError, ValueError, LookupError, TypeError, OverflowError, RecursionError) as error:
             raise InputError(f"{file} is missing or damaged; build the data set again") from error
-        plain = all("/" not in name and "\\" not in name for name in bytes_of)
+        plain = all(map(_CHUNK_NAME.fullmatch, bytes_of)) and self.chunk_sizes.min(initial=1) > 0
         if not formats <= _FIELD_FORMATS or layout["type"] != "builtins.dict" or nested or not plain:
             raise InputError(f"{file} was not written by mofi; build the data set again")
         if self.chunk_sizes.sum() != self.info.rows:

@@ -61,7 +61,7 @@ def is_remote(location: str) -> bool:
     return location.partition("://")[0].isalnum() and "://" in location
 
 
-def fetch(uri: str, target: Path, size: int | None = None) -> None:
+def fetch(uri: str, target: Path, size: int | None = None, most: int = 1 << 34) -> None:
     """Fetch one file of object storage.
 
     What fails is tried again, a few times and ever later, and each failure is logged. The file appears when
@@ -71,13 +71,14 @@ def fetch(uri: str, target: Path, size: int | None = None) -> None:
         uri: of the file.
         target: the local file, replaced if it is there.
         size: bytes that the file must have, if it is known.
+        most: bytes that it may have otherwise.
 
     Raises:
         InputError: there is no such file, access is refused, or no attempt succeeded.
     """
     with claimed(target) as part:
         if part is not None:
-            download(uri, part, size)
+            download(uri, part, size, most)
             os.replace(part, target)
 
 
@@ -134,6 +135,11 @@ class ChunkCache:
             self._open, self._open_name, self._open_path = file, name, self._folder / name
         return self._open_path
 
+    def drop(self, name: str) -> None:
+        """Forget the local copy of a chunk: it is damaged."""
+        self._release()
+        (self._folder / name).unlink(missing_ok=True)
+
     def prefetch(self, names: Sequence[str]) -> None:
         """Fetch chunks in the background, in this order, as far as room is to be had; never raises.
 
@@ -162,7 +168,7 @@ class ChunkCache:
                 return True
             if not self._make_room(part, size, ahead):
                 return False
-            download(f"{self._remote}/{name}", part, size)
+            download(f"{self._remote}/{name}", part, size, size)
             os.replace(part, target)
         return True
 

@@ -8,23 +8,25 @@ not write again the parts that exist.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from mofi_lightning.data import vocabulary as vocabularies
-from mofi_lightning.data.schema import SCHEMA_VERSION, Row, checksum
+from mofi_lightning.data.file_locks import claimed
+from mofi_lightning.data.schema import SCHEMA_VERSION, Fingerprint, Row, checksum
 from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.types import InputError
 
 # of the images and texts of a chunk, before it is closed
 CHUNK_BYTES = 1 << 26
+_MOST_ROWS = 1 << 16
 # one part is one chunk: litdata shall not cut it
 _NO_LIMIT = 1 << 62
 
@@ -40,32 +42,50 @@ def write_dataset(rows: Iterable[Row], output: Path, vocabulary: EntityVocabular
     Raises:
         InputError: `output` exists and is not empty, there are no rows, or a row's entities do not fit.
     """
-    output = Path(output)
+    with unfinished(output) as partial:
+        shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
+        try:
+            classes = 0 if vocabulary is None else len(vocabulary)
+            parts = 0
+            for parts, block in enumerate(blocks(rows), 1):
+                write_part(partial, parts - 1, block, classes)
+            join_parts(partial, parts, Path(output), vocabulary)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)
+            raise
+
+
+@contextmanager
+def unfinished(output: Path) -> Iterator[Path]:
+    """The folder in which this process alone writes the data set `output` until it is complete.
+
+    Raises:
+        InputError: `output` cannot be made, is there already, or another process is writing it.
+    """
     refuse_existing(output)
-    partial = partial_folder(output)
-    shutil.rmtree(partial, ignore_errors=True)  # what a killed writer left
-    try:
-        classes = 0 if vocabulary is None else len(vocabulary)
-        parts = 0
-        for parts, block in enumerate(blocks(rows), 1):
-            write_part(partial, parts - 1, block, classes)
-        if not parts:
-            raise InputError(f"there are no rows to write to {output}")
-        join_parts(output, parts, vocabulary)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
+    place = Path(output).resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with claimed(place.with_name(f".{place.name}"), wait=False) as lock:
+        if lock is None:
+            raise InputError(f"another process is writing {output}; wait for it, or choose another output")
+        refuse_existing(output)  # it may just have been finished
+        yield _partial(place)
 
 
-def partial_folder(output: Path) -> Path:
-    """Where `output` is written until it is complete."""
-    return output.parent / f".{output.name}.partial"
+def _partial(place: Path) -> Path:
+    return place.with_name(f".{place.name}.partial")
 
 
 def refuse_existing(output: Path) -> None:
-    """Raise InputError if the folder `output` exists and is not empty (or is a file)."""
-    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+    """Raise InputError if the folder `output` cannot be made, or exists and is not empty (or is a file)."""
+    place = Path(output).resolve()
+    if place.is_file() or (place.is_dir() and any(place.iterdir())):
         raise InputError(f"{output} exists already; remove it or choose another output")
+    if place == Path.cwd() or os.path.ismount(place):
+        raise InputError(f"{output} is a folder that cannot be replaced; name a new one in it")
+    above = next(folder for folder in place.parents if folder.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK):
+        raise InputError(f"{output} cannot be made: {above} cannot be written to")
 
 
 def blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
@@ -75,7 +95,7 @@ def blocks(rows: Iterable[Row]) -> Iterator[list[Row]]:
     for row in rows:
         block.append(row)
         size += len(row.image) + len(row.text)
-        if size >= CHUNK_BYTES:
+        if size >= CHUNK_BYTES or len(block) == _MOST_ROWS:
             yield block
             block, size = [], 0
     if block:
@@ -88,7 +108,7 @@ def write_part(
     """Write part `number`; it appears whole or not at all.
 
     Args:
-        partial: `partial_folder` of the data set; made if missing.
+        partial: `unfinished` of the data set; made if missing.
         number: of the part, which says where its rows come.
         rows: possibly none.
         classes: number of entities of the vocabulary; 0 for rows without entities.
@@ -104,7 +124,7 @@ def write_part(
     shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir(parents=True)
     try:
-        records = [_record(row, classes) for row in rows]
+        records = [_record(row, classes, number, place) for place, row in enumerate(rows)]
         if records:
             writer = BinaryWriter(str(fresh), chunk_bytes=_NO_LIMIT)
             for index, record in enumerate(records):
@@ -114,6 +134,9 @@ def write_part(
         checksums = np.array([record["checksum"] for record in records], dtype="<u4")
         (fresh / "checksums").write_bytes(checksums.tobytes())
         (fresh / "notes.json").write_text(json.dumps(notes))
+        for file in fresh.iterdir():  # a crash of the machine must not leave a part that only looks whole
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
         _replace_folder(fresh, folder)
     except BaseException:
         shutil.rmtree(fresh, ignore_errors=True)
@@ -121,20 +144,27 @@ def write_part(
 
 
 def read_notes(partial: Path, number: int) -> dict[str, Any] | None:
-    """The notes of part `number`; None if it has not been written, or without notes."""
+    """The notes of part `number`; None if it has not been written, or not all of it is there."""
+    part = _part(partial, number)
     try:
-        notes: dict[str, Any] | None = json.loads((_part(partial, number) / "notes.json").read_text())
-    except FileNotFoundError:
+        notes: dict[str, Any] | None = json.loads((part / "notes.json").read_text())
+        if (part / "checksums").stat().st_size:
+            (chunk,) = json.loads((part / "index.json").read_text())["chunks"]
+            files = (part / chunk["filename"], partial / "shards" / _chunk_name(number))
+            if all(not file.exists() or file.stat().st_size != chunk["chunk_bytes"] for file in files):
+                return None
+    except (OSError, ValueError):
         return None
     return notes
 
 
-def join_parts(output: Path, parts: int, vocabulary: EntityVocabulary | None = None) -> int:
-    """Make the data set `output` of its parts; can be repeated after it was killed.
+def join_parts(partial: Path, parts: int, output: Path, vocabulary: EntityVocabulary | None = None) -> int:
+    """Make the data set of its parts; can be repeated after it was killed.
 
     Args:
-        output: folder to make.
+        partial: `unfinished` of the data set.
         parts: number of parts that were written.
+        output: folder to make.
         vocabulary: the entities; None for rows without entities.
 
     Returns:
@@ -143,24 +173,25 @@ def join_parts(output: Path, parts: int, vocabulary: EntityVocabulary | None = N
     Raises:
         InputError: there are no rows.
     """
-    partial = partial_folder(output)
+    if not parts:
+        raise InputError(f"there are no rows to write to {output}")
     shards = partial / "shards"
     shards.mkdir(exist_ok=True)
-    fingerprint = hashlib.blake2b(digest_size=16)
+    fingerprint = Fingerprint()
     chunks: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
     rows = 0
     for number in range(parts):
         part = _part(partial, number)
         checksums = (part / "checksums").read_bytes()
-        fingerprint.update(checksums)
+        fingerprint.add(checksums)
         if not checksums:
             continue
         rows += len(checksums) // 4
         index = json.loads((part / "index.json").read_text())
         config = index["config"]
         (chunk,) = index["chunks"]
-        name = f"chunk-{number:06d}.bin"
+        name = _chunk_name(number)
         if (part / chunk["filename"]).exists():
             os.replace(part / chunk["filename"], shards / name)
         chunks.append({**chunk, "filename": name})
@@ -178,16 +209,20 @@ def join_parts(output: Path, parts: int, vocabulary: EntityVocabulary | None = N
         "schema": SCHEMA_VERSION,
         "rows": rows,
         "fields": ["image", "text", *(["entity"] if vocabulary is not None else [])],
-        "fingerprint": fingerprint.hexdigest(),
+        "fingerprint": fingerprint.text(None if vocabulary is None else partial / vocabularies.FILE_NAME),
     }
     (partial / "dataset.json").write_text(json.dumps(about, indent=2) + "\n")
-    os.replace(partial, output)
-    shutil.rmtree(output / "parts")
+    shutil.rmtree(partial / "parts")
+    os.replace(partial, Path(output).resolve())
     return rows
 
 
 def _part(partial: Path, number: int) -> Path:
     return partial / "parts" / f"{number:06d}"
+
+
+def _chunk_name(number: int) -> str:
+    return f"chunk-{number:06d}.bin"
 
 
 def _replace_folder(fresh: Path, folder: Path) -> None:
@@ -198,7 +233,7 @@ def _replace_folder(fresh: Path, folder: Path) -> None:
         os.replace(fresh, folder)
 
 
-def _record(row: Row, classes: int) -> dict[str, Any]:
+def _record(row: Row, classes: int, chunk: int, place: int) -> dict[str, Any]:
     if len(row.entities) != len(row.scores):
         raise InputError(f"row {row.key!r} has {len(row.entities)} entities but {len(row.scores)} scores")
     if any(not 0 <= entity < classes for entity in row.entities):
@@ -211,5 +246,6 @@ def _record(row: Row, classes: int) -> dict[str, Any]:
         "text": row.text,
         "entities": entities,
         "scores": scores,
-        "checksum": checksum(row.key, row.image, row.text, entities.tolist(), scores.tolist()),
+        # of the numbers as they are stored
+        "checksum": checksum(row._replace(scores=tuple(scores.tolist())), chunk, place),
     }

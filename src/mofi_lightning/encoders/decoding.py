@@ -14,6 +14,8 @@ from torchvision.transforms.v2 import functional
 
 from mofi_lightning.types import InputError
 
+_MOST_SCANS = 100  # encoders write about ten
+_BAND = 512  # rows
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
 
 
@@ -41,7 +43,8 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
         uint8 `[3, H, W]`.
 
     Raises:
-        UndecodableImage: not an image, truncated, of another format, or with more than `max_pixels`.
+        UndecodableImage: not an image, truncated, of another format, with more than `max_pixels`, or a JPEG
+            of more than 100 scans.
     """
     try:
         header = Image.open(io.BytesIO(data), formats=_FORMATS)
@@ -53,6 +56,10 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
     if width * height > max_pixels:
         raise UndecodableImage(
             f"image with too many pixels: {height} x {width}, more than the {max_pixels:,} allowed"
+        )
+    if header.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MOST_SCANS:
+        raise UndecodableImage(
+            f"image with too many scans: more than {_MOST_SCANS}, each of which takes the time of an image"
         )
     try:
         pixels = _with_torchvision(data, header) if _is_fast(header) else _with_pillow(header)
@@ -90,5 +97,10 @@ def _with_pillow(header: Image.Image) -> Tensor:
 def _on_white(pixels: Tensor) -> Tensor:
     if pixels.shape[0] == 3:
         return pixels
-    colour, alpha = pixels[:3].int(), pixels[3:].int()
-    return ((colour * alpha + 255 * (255 - alpha) + 127) // 255).to(torch.uint8)
+    result = torch.empty_like(pixels[:3])
+    for band in range(
+        0, pixels.shape[1], _BAND
+    ):  # 32-bit numbers of a large image whole would take gigabytes
+        colour, alpha = pixels[:, band : band + _BAND].int().split([3, 1])
+        result[:, band : band + _BAND] = (colour * alpha + 255 * (255 - alpha) + 127) // 255
+    return result

@@ -108,7 +108,8 @@ class HuggingFaceSource(Source):
         *inner, file = path.split("::")
         is_ours = file.startswith("hf://")
         if self._folder is not None:
-            is_ours = os.path.abspath(file).startswith(os.path.join(self._folder, ""))
+            inside = os.path.abspath(file).startswith(os.path.join(self._folder, ""))
+            is_ours = inside and "://" not in file  # which abspath would take for a folder
         if not is_ours or any(not hop.startswith("zip://") for hop in inner):
             raise InputError(f"{where} names the image {path}, which is no part of the data set")
         feature = datasets.Image()
