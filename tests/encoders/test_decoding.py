@@ -150,12 +150,38 @@ def test_a_translucent_image_of_many_rows_is_composited_as_a_whole():
     assert (decode(data).int() - with_pillow(data).int()).abs().max() <= 1
 
 
-def test_a_jpeg_of_ever_more_scans_is_refused_at_once():
-    progressive = encoded(PHOTO.resize((400, 300)), "JPEG", progressive=True)
-    last = progressive.rindex(b"\xff\xda")
-    scan = progressive[last : progressive.rindex(b"\xff\xd9")]
-    endless = progressive[:-2] + scan * 2000 + progressive[-2:]
+def separate_scans(jpeg: bytes) -> bytes:
+    """A baseline JPEG of one component a scan: that of a grey image, its scan taken for all three."""
+    start, first = jpeg.index(b"\xff\xc0"), jpeg.index(b"\xff\xda")
+    frame = jpeg[start : start + 9] + b"\x03" + b"".join(bytes([n, 0x11, 0]) for n in (1, 2, 3))
+    frame = frame[:2] + (len(frame) - 2).to_bytes(2) + frame[4:]
+    scans = [jpeg[first:-2].replace(b"\x01\x01\x00", bytes([1, n, 0]), 1) for n in (1, 2, 3)]
+    return jpeg[:start] + frame + jpeg[start + 13 : first] + b"".join(scans) + jpeg[-2:]
+
+
+@pytest.mark.parametrize(
+    "ordinary",
+    [
+        encoded(PHOTO.resize((400, 300)), "JPEG", progressive=True),
+        separate_scans(encoded(PHOTO.resize((400, 300)).convert("L"), "JPEG")),
+    ],
+    ids=["progressive", "baseline"],
+)
+def test_a_jpeg_of_ever_more_scans_is_refused_at_once(ordinary):
+    assert decode(ordinary).shape == (3, 300, 400)
+    last = ordinary.rindex(b"\xff\xda")
+    endless = ordinary[:-2] + ordinary[last:-2] * 2000 + ordinary[-2:]
     start = time.perf_counter()
     with pytest.raises(UndecodableImage, match="image with too many scans"):
         decode(endless)
+    assert time.perf_counter() - start < 1
+
+
+def test_what_follows_the_only_scan_of_a_jpeg_takes_no_time():
+    ordinary = encoded(PHOTO.resize((400, 300)), "JPEG")
+    last = ordinary.rindex(b"\xff\xda")
+    endless = ordinary[:-2] + ordinary[last:-2] * 2000 + ordinary[-2:]
+    start = time.perf_counter()
+    with contextlib.suppress(UndecodableImage):
+        assert torch.equal(decode(endless), decode(ordinary))
     assert time.perf_counter() - start < 1

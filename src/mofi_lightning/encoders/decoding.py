@@ -57,7 +57,7 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
         raise UndecodableImage(
             f"image with too many pixels: {height} x {width}, more than the {max_pixels:,} allowed"
         )
-    if header.format in ("JPEG", "MPO") and data.count(b"\xff\xda") > _MOST_SCANS:
+    if header.format in ("JPEG", "MPO") and not _in_one_scan(data, header) and _scans(data) > _MOST_SCANS:
         raise UndecodableImage(
             f"image with too many scans: more than {_MOST_SCANS}, each of which takes the time of an image"
         )
@@ -69,6 +69,19 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
             f"damaged {header.format} image: {reason} ({height} x {width} pixels)"
         ) from error
     return _on_white(pixels)
+
+
+def _in_one_scan(data: bytes, header: Image.Image) -> bool:
+    """Whether the first scan of a JPEG holds all there is, as nearly always: a decoder reads no other."""
+    position = 2
+    while (marker := data[position : position + 2]) != b"\xff\xda" and marker[:1] == b"\xff":
+        position += 2 + int.from_bytes(data[position + 2 : position + 4])
+    components = data[position + 4 : position + 5]
+    return not header.info.get("progressive") and components == bytes([len(header.getbands())])
+
+
+def _scans(data: bytes) -> int:
+    return data.count(b"\xff\xda")
 
 
 def _is_fast(header: Image.Image) -> bool:
