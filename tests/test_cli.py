@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
@@ -177,3 +178,15 @@ def test_plugins_are_attributes_of_the_plugins_module():
     assert "timm" in dir(plugins)
     with pytest.raises(AttributeError, match="did you mean 'timm'"):
         plugins.tim  # noqa: B018
+
+
+def test_outputs_in_object_storage_are_refused_before_the_work(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    line = complaint(capsys, "data", "build", "folder", "--path", "images", "--output", "s3://bucket/x")
+    assert "--output s3://bucket/x: this must be a path on this machine" in line
+    assert "s3://bucket" in complaint(capsys, "pairs", "folder", "--path", "s3://bucket/x", "--output", "out")
+    synthetic = Path(__file__).parents[1] / "configs" / "fit" / "synthetic.yaml"
+    fit = ("fit", "--config", str(synthetic), "--trainer.default_root_dir", "s3://bucket/run")
+    assert "s3://bucket/run must be a folder" in complaint(capsys, *fit)
+    assert [path.name for path in tmp_path.iterdir()] == ["images"]

@@ -14,6 +14,7 @@ import typing
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from mofi_lightning.complaints import near, one_line
@@ -231,6 +232,13 @@ def _join_lists(function: Callable[..., None], words: list[str]) -> list[str]:
 def _parse(parser: Any, words: list[str]) -> dict[str, Any]:
     options: dict[str, Any] = parser.instantiate_classes(parser.parse_args(words)).as_dict()
     options.pop("config", None)
+    for name, value in options.items():
+        # pathlib has taken one of the slashes
+        if isinstance(value, Path) and re.match(r"[a-z][a-z0-9+.-]+:/", str(value)):
+            raise InputError(
+                f"--{name} {value.as_posix().replace(':/', '://', 1)}: this must be a path on this machine; "
+                "data sets are read from object storage, but built here and then copied there"
+            )
     return options
 
 

@@ -37,7 +37,7 @@ def test_sources_that_number_different_entities_are_refused(i2e, rows, tmp_path,
 def test_missing_inputs_are_named(i2e, tmp_path, make_data):
     with pytest.raises(InputError, match="nowhere: there is no such folder"):
         make_data({"x": (tmp_path / "nowhere", 8)}).fields  # noqa: B018 (a property)
-    with pytest.raises(InputError, match=r"no pairs file at .*held_out\.parquet"):
+    with pytest.raises(InputError, match=r"no validation at .*held_out\.parquet"):
         make_data({"x": (i2e, 8)}, validation=str(tmp_path / "held_out.parquet")).val_dataloader()
     with pytest.raises(InputError, match=r"data\.sources is empty"):
         I2EDataModule({})

@@ -204,3 +204,11 @@ def test_the_command_reads_a_folder_with_columns_of_other_names(splits, emoji_sl
         written = pq.read_table(tmp_path / "pairs" / f"{split}.parquet")
         assert written.equals(pq.read_table(emoji_slice / f"{split}.parquet"))
     assert "test: 56 pairs" in capsys.readouterr().out
+
+
+def test_images_as_the_hub_stores_them_are_read(tmp_path):
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    images = pa.array([{"bytes": b"one", "path": "1.png"}, {"bytes": None, "path": "2.png"}, None], image)
+    pq.write_table(pa.table({"image": images, "text": ["a", "b", "c"]}), tmp_path / "hub.parquet")
+    pairs = list(ParquetSource(tmp_path / "hub.parquet").pairs("train"))
+    assert [pair.image for pair in pairs] == [b"one", b"", b""]

@@ -121,7 +121,7 @@ def test_the_text_comes_from_txt_else_the_caption_or_from_what_is_named(tmp_path
 
 def test_samples_without_image_or_text_are_kept_with_empty_ones(tmp_path):
     path = write(tmp_path / "a.tar", ("0.txt", b"t"), ("1.JPG", b"i"), ("dir/1.cls", b"7"))
-    assert read(path) == [Pair("a/0", b"", "t"), Pair("a/1", b"i", "")]
+    assert read(path) == [Pair("a/0", b"", "t"), Pair("a/1", b"i", ""), Pair("a/dir/1", b"", "")]
 
 
 def test_folders_hidden_files_and_names_of_the_archive_are_no_samples(tmp_path):

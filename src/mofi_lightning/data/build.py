@@ -58,15 +58,18 @@ def build_dataset(
         print(f"{written.reused:,} of {written.parts:,} parts were there already, of an interrupted build")
     for kind, count in fault_kinds(written.faults).items():
         print(f"left out {count:,}: {kind}")
+    if written.silent:
+        print(f"{written.silent:,} of {rows:,} rows have no text")
     print(f"{rows:,} rows -> {output}")
 
 
 class _Written(NamedTuple):
-    """Number of pairs read, of parts, of those that had been written before; what is wrong with images."""
+    """Number of pairs read, of parts, of those written before, of rows without text; faults of images."""
 
     pairs: int
     parts: int
     reused: int
+    silent: int
     faults: list[str]
 
 
@@ -91,12 +94,14 @@ def _write_parts(blocks: Iterator[list[Row]], folder: Path, num_workers: int) ->
     for _ in map_processes(partial(_write, folder), missing(), num_workers):
         pass
     faults: list[str] = []
+    silent = 0
     for number in range(parts):
         notes = writing.read_notes(folder, number)
         if notes is None:
             raise InputError(f"part {number} in {folder} was removed meanwhile; give the command again")
         faults += notes["faults"]
-    return _Written(pairs, parts, reused, faults)
+        silent += notes["silent"]
+    return _Written(pairs, parts, reused, silent, faults)
 
 
 def _write(folder: Path, part: _Part) -> None:
@@ -113,7 +118,8 @@ def _write(folder: Path, part: _Part) -> None:
             faults.append(str(error))
         else:
             good.append(row)
-    write_part(folder, number, good, 0, {"digest": digest, "faults": faults})
+    silent = sum(not row.text.strip() for row in good)
+    write_part(folder, number, good, 0, {"digest": digest, "faults": faults, "silent": silent})
 
 
 def _digest(block: Sequence[Row]) -> str:

@@ -74,6 +74,8 @@ class I2EDataModule(LightningDataModule):
         super().__init__()
         if not sources:
             raise InputError("data.sources is empty; name at least one data set to train on")
+        if num_workers < 0:
+            raise InputError(f"data.num_workers must be 0 or more, not {num_workers}")
         self.sources = sources
         self.validation = validation
         self.texts = texts
@@ -168,6 +170,8 @@ class I2EDataModule(LightningDataModule):
 
     def _held_out(self, path: str) -> ShardReader | PairsReader:
         if not is_remote(path) and not Path(path).is_dir():
+            if not Path(path).exists():
+                raise InputError(f"no validation at {path}: give the folder of a data set or a pairs file")
             return PairsReader(path)
         info = open_dataset(path, self.cache)
         if info.vocabulary is not None and self.vocabulary is not None:

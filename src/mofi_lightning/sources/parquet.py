@@ -25,7 +25,7 @@ class ParquetSource(Source):
 
     Args:
         path: parquet file, or folder of `{split}.parquet`.
-        image: column of the encoded images (binary).
+        image: column of the encoded images (binary, or a struct with bytes as the Hugging Face hub has it).
         text: column of the alt-texts (string).
         key: column of the keys (string or integer), unique over all splits; default: the column `key` if all
             files have one, otherwise the split and the number of the row.
@@ -61,12 +61,14 @@ class ParquetSource(Source):
                 for key, image, text in zip(*batch, strict=True):
                     if self._key is None:
                         key = f"{split}/{row}"
+                    if isinstance(image, dict):
+                        image = image["bytes"]
                     yield Pair(str(key), image or b"", text or "")
                     row += 1
 
     def _check(self, path: Path) -> int:
         """Number of rows of a file that has all columns."""
-        wanted = [("image", self._image, Kind.IMAGE), ("text", self._text, Kind.TEXT)]
+        wanted = [("image", self._image, Kind.STORED_IMAGE), ("text", self._text, Kind.TEXT)]
         if self._key is not None:
             wanted.append(("key", self._key, Kind.ANY_KEY))
         # one by one: a column may have two uses, and each must suit it

@@ -24,6 +24,7 @@ class Kind(Enum):
     KEY = "keys (string)"
     ANY_KEY = "keys (string or integer)"
     IMAGE = "encoded images (binary)"
+    STORED_IMAGE = "encoded images (binary, or a struct with bytes)"
     TEXT = "texts (string)"
     TEXTS = "lists of texts (list of string)"
     VECTOR = "vectors (list of float)"
@@ -48,6 +49,9 @@ class Kind(Enum):
             case Kind.IMAGE:
                 is_binary = types.is_binary(found) or types.is_large_binary(found)
                 return is_binary or types.is_binary_view(found) or types.is_null(found)
+            case Kind.STORED_IMAGE:
+                names = [field.name for field in found.fields] if types.is_struct(found) else []
+                return Kind.IMAGE.accepts(found.field("bytes").type if "bytes" in names else found)
             case Kind.VECTOR:
                 is_list = types.is_list(found) or types.is_large_list(found)
                 is_list = is_list or types.is_fixed_size_list(found)

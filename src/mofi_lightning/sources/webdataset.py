@@ -82,8 +82,7 @@ class WebDatasetSource(Source):
                 suffixes = sample.suffixes
                 for option in [option for option, names in missing.items() if names & suffixes]:
                     del missing[option]
-                if sample.files:
-                    yield Pair(self._key(sample), self._image(sample), self._text(sample))
+                yield Pair(self._key(sample), self._image(sample), self._text(sample))
             for option in missing if suffixes else ():
                 raise InputError(
                     f"{tar} has no {option}s: its files end in {', '.join(sorted(suffixes))}; name the right "

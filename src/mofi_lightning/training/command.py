@@ -135,7 +135,10 @@ class PretrainingCLI(LightningCLI):
 
 
 def _root(trainer_config: Any) -> Path:
-    return Path(trainer_config.get("default_root_dir") or "runs/fit")
+    root = str(trainer_config.get("default_root_dir") or "runs/fit")
+    if "://" in root:
+        raise InputError(f"trainer.default_root_dir {root} must be a folder on this machine")
+    return Path(root)
 
 
 def _start_of_training(path: str | None, root: Path, max_steps: int) -> Path | None:
