@@ -190,3 +190,18 @@ def test_outputs_in_object_storage_are_refused_before_the_work(capsys, tmp_path,
     fit = ("fit", "--config", str(synthetic), "--trainer.default_root_dir", "s3://bucket/run")
     assert "s3://bucket/run must be a folder" in complaint(capsys, *fit)
     assert [path.name for path in tmp_path.iterdir()] == ["images"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "message"),
+    [
+        ("augmentation.flip", "2", "augmentation flip must be in 0..1, not 2.0"),
+        ("cache.gigabytes", "0", "a cache of 0.0 gigabytes is none: give data.cache.gigabytes above 0"),
+        ("num_workers", "-1", "data.num_workers must be 0 or more, not -1"),
+    ],
+)
+def test_a_value_out_of_range_is_named_in_one_line(capsys, tmp_path, monkeypatch, option, value, message):
+    monkeypatch.chdir(tmp_path)
+    clip = Path(__file__).parents[1] / "configs" / "fit" / "clip.yaml"
+    line = complaint(capsys, "fit", "--config", str(clip), f"--data.{option}", value)
+    assert line == f"mofi: error: {message}"

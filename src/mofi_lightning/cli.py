@@ -82,6 +82,10 @@ def main(args: Sequence[str] | None = None) -> None:
         module, name = type(error).__module__, type(error).__name__
         if module.startswith("omegaconf.") or name == "MisconfigurationException":
             _fail(str(error))
+        # the parser wraps what a constructor says of its arguments, where they may also be null
+        refused = re.search(r"Does not validate against any of the Union(?s:.*)\n  - (.+)\n", str(error))
+        if refused and isinstance(error, ValueError):
+            _fail(next(iter(re.findall(r"\n  - (?!Expected)(.+)", str(error))), refused[1]))
         raise
 
 
