@@ -23,15 +23,16 @@ def require_html(file: Path) -> None:
         raise InputError(f"{file} is no name for a page; it must end with .html")
 
 
-def write_page(file: Path, title: str, body: str) -> None:
+def write_page(file: Path, title: str, body: str, style: str = "") -> None:
     """Write a page, whole or not at all; its folder is made, an older page is replaced.
 
     Args:
         file: of the page.
         title: plain text.
         body: HTML of all below the title.
+        style: CSS rules beside those of all pages.
     """
-    css = files("mofi_lightning").joinpath("page.css").read_text()
+    css = files("mofi_lightning").joinpath("page.css").read_text() + style
     html = (
         '<!doctype html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">'

@@ -40,14 +40,24 @@ def rows(emoji_slice: Path, vocabulary: EntityVocabulary) -> list[Row]:
     return labelled
 
 
+def in_chunks(size: int, rows: list[Row], output: Path, vocabulary: EntityVocabulary) -> Path:
+    """A data set in chunks of so many bytes."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", size)
+        write_dataset(rows, output, vocabulary)
+    return output
+
+
 @pytest.fixture(scope="session")
 def i2e(tmp_path_factory: pytest.TempPathFactory, rows: list[Row], vocabulary: EntityVocabulary) -> Path:
     """A data set with entities, in three chunks."""
-    output = tmp_path_factory.mktemp("i2e") / "i2e"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 120_000)
-        write_dataset(rows, output, vocabulary)
-    return output
+    return in_chunks(120_000, rows, tmp_path_factory.mktemp("i2e") / "i2e", vocabulary)
+
+
+@pytest.fixture(scope="session")
+def dataset(tmp_path_factory: pytest.TempPathFactory, rows: list[Row], vocabulary: EntityVocabulary) -> Path:
+    """A data set with entities, in about a dozen chunks."""
+    return in_chunks(30_000, rows, tmp_path_factory.mktemp("dataset") / "i2e", vocabulary)
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,5 @@
 """Every kind of bad row: what can be used trains right, the others are replaced and counted, or named."""
 
-import io
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -8,8 +7,8 @@ from struct import pack
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image, ImageOps
+from tests.images import encoded, with_pillow
 
 from mofi_lightning.data.mixing import BadRowPolicy
 from mofi_lightning.data.schema import Row
@@ -27,12 +26,6 @@ PHOTO = Image.fromarray(RNG.integers(0, 256, (4, 4, 3), dtype=np.uint8)).resize(
 DEEP = RNG.integers(0, 65536, (24, 24), dtype=np.uint16)
 ON_ITS_SIDE = Image.Exif()
 ON_ITS_SIDE[0x0112] = 6
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
 
 
 def bomb() -> bytes:
@@ -75,15 +68,6 @@ TEXTS = {
     "no text": ("", ""),
 }
 BAD = "the bad one"
-
-
-def with_pillow(data: bytes) -> torch.Tensor:
-    image = Image.open(io.BytesIO(data))
-    if image.mode.startswith("I;16"):
-        return torch.from_numpy((np.array(image) >> 8).astype(np.uint8)).expand(3, -1, -1)
-    image = ImageOps.exif_transpose(image).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return torch.from_numpy(np.array(Image.alpha_composite(white, image).convert("RGB"))).permute(2, 0, 1)
 
 
 MakeRows = Callable[[bytes, str], Path]

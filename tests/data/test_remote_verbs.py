@@ -15,18 +15,7 @@ from mofi_lightning.data.inspection import verify
 from mofi_lightning.data.sample import sample
 from mofi_lightning.data.shards import ShardReader, open_dataset
 from mofi_lightning.data.stats import stats
-from mofi_lightning.data.writing import write_dataset
 from mofi_lightning.types import InputError
-
-
-@pytest.fixture(scope="module")
-def dataset(tmp_path_factory, rows, vocabulary) -> Path:
-    """A data set with entities, in about a dozen chunks."""
-    output = tmp_path_factory.mktemp("dataset") / "i2e"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 30_000)
-        write_dataset(rows, output, vocabulary)
-    return output
 
 
 @pytest.fixture

@@ -17,16 +17,6 @@ URI = "s3://streams/some/data"
 
 
 @pytest.fixture(scope="module")
-def dataset(tmp_path_factory, rows, vocabulary) -> Path:
-    """A data set with entities, in about a dozen chunks."""
-    output = tmp_path_factory.mktemp("dataset") / "i2e"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 30_000)
-        write_dataset(rows, output, vocabulary)
-    return output
-
-
-@pytest.fixture(scope="module")
 def served(dataset) -> Iterator[S3Server]:
     """A server with the data set at `URI`."""
     with s3_server() as server:

@@ -1,5 +1,4 @@
 import contextlib
-import io
 import struct
 import time
 import zlib
@@ -8,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image, ImageOps
+from tests.images import encoded, with_pillow
 
 from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.types import InputError
@@ -23,18 +23,6 @@ PALETTE = PHOTO.quantize(16)
 DEEP = RNG.integers(0, 65536, (50, 70), dtype=np.uint16)
 ON_ITS_SIDE = Image.Exif()
 ON_ITS_SIDE[0x0112] = 6
-
-
-def encoded(image: Image.Image, format: str, **options) -> bytes:
-    file = io.BytesIO()
-    image.save(file, format, **options)
-    return file.getvalue()
-
-
-def with_pillow(data: bytes) -> torch.Tensor:
-    image = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGBA")
-    white = Image.new("RGBA", image.size, "white")
-    return torch.from_numpy(np.array(Image.alpha_composite(white, image).convert("RGB"))).permute(2, 0, 1)
 
 
 FILES = {

@@ -64,12 +64,12 @@ class I2EDataModule(LightningDataModule):
         self,
         sources: dict[str, DataSource],
         validation: str | None = None,
-        texts: TextSampling = TextSampling(),  # noqa: B008 (frozen dataclass; shown by --help)
-        augmentation: Augmentation = Augmentation(),  # noqa: B008 (frozen dataclass; shown by --help)
+        texts: TextSampling = TextSampling(),
+        augmentation: Augmentation = Augmentation(),
         num_workers: int = 1,
         seed: int = 1,
-        bad_row_policy: BadRowPolicy = BadRowPolicy(),  # noqa: B008 (as above)
-        cache: Cache = Cache(),  # noqa: B008 (as above)
+        bad_row_policy: BadRowPolicy = BadRowPolicy(),
+        cache: Cache = Cache(),
     ) -> None:
         super().__init__()
         if not sources:

@@ -32,7 +32,7 @@ def _give_up_inherited_locks() -> None:
 os.register_at_fork(after_in_child=_give_up_inherited_locks)
 
 
-def locked(path: Path, create: bool = True, shared: bool = False, wait: bool = True) -> FileIO | None:
+def lock(path: Path, create: bool = True, shared: bool = False, wait: bool = True) -> FileIO | None:
     """The file, locked; None if it does not exist or, without `wait`, another holds it."""
     try:
         if create:
@@ -63,7 +63,7 @@ def unlock(file: FileIO) -> None:
     file.close()
 
 
-def is_file(path: Path, file: FileIO) -> bool:
+def is_same(path: Path, file: FileIO) -> bool:
     """Whether `path` is still the file that was opened."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file.fileno()))
@@ -79,16 +79,16 @@ def claimed(target: Path, wait: bool = True) -> Iterator[Path | None]:
     """
     part = target.with_name(f"{target.name}.part")
     while True:
-        file = locked(part, wait=False)
+        file = lock(part, wait=False)
         if file is None and wait:
             # shared: once it is the chunk, whoever uses it keeps a shared lock for as long as it likes
-            file = locked(part, shared=True)
-        elif file is not None and is_file(part, file):
+            file = lock(part, shared=True)
+        elif file is not None and is_same(part, file):
             break
         if file is None:
             yield None
             return
-        fetched = is_file(target, file)
+        fetched = is_same(target, file)
         unlock(file)
         if fetched:
             yield None
@@ -96,38 +96,38 @@ def claimed(target: Path, wait: bool = True) -> Iterator[Path | None]:
     try:
         yield part
     finally:
-        if is_file(part, file):
+        if is_same(part, file):
             part.unlink()
         unlock(file)
 
 
-def discarded(path: Path) -> bool:
+def discard(path: Path) -> bool:
     """Whether a file is gone, which it is now unless a process holds it."""
     with suppress(InputError, OSError):  # another user's
-        file = locked(path, create=False, wait=False)
+        file = lock(path, create=False, wait=False)
         if file is not None:
             try:
-                if is_file(path, file):
+                if is_same(path, file):
                     path.unlink()
             finally:
                 unlock(file)
     return not path.exists()
 
 
-def opened(chunk: Path, size: int) -> FileIO | None:
+def open_chunk(chunk: Path, size: int) -> FileIO | None:
     """The chunk, marked as used, with a lock against eviction; None if it must be fetched."""
-    file = locked(chunk, create=False, shared=True)
+    file = lock(chunk, create=False, shared=True)
     if file is None:
         return None
-    if os.fstat(file.fileno()).st_size == size and used(file):
+    if os.fstat(file.fileno()).st_size == size and mark_used(file):
         return file
-    if is_file(chunk, file):  # nothing here leaves half a chunk: it was damaged
+    if is_same(chunk, file):  # nothing here leaves half a chunk: it was damaged
         chunk.unlink()
     unlock(file)
     return None
 
 
-def used(file: FileIO) -> bool:
+def mark_used(file: FileIO) -> bool:
     """Mark a chunk as used; False if it has been deleted."""
     about = os.fstat(file.fileno())
     if about.st_nlink and time.time() - about.st_mtime > _TOUCH:

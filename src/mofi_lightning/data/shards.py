@@ -73,7 +73,7 @@ class DatasetInfo:
         return EntityVocabulary.load(self.path) if "entity" in self.fields else None
 
 
-def open_dataset(location: str | Path, cache: Cache = Cache()) -> DatasetInfo:  # noqa: B008 (frozen dataclass)
+def open_dataset(location: str | Path, cache: Cache = Cache()) -> DatasetInfo:
     """Read what the data set at `location` holds.
 
     Args:

@@ -17,7 +17,7 @@ from threading import Lock, Thread
 from typing import Any
 
 from mofi_lightning.data.downloads import download
-from mofi_lightning.data.file_locks import WAY_OUT, claimed, discarded, locked, opened, unlock, used
+from mofi_lightning.data.file_locks import WAY_OUT, claimed, discard, lock, mark_used, open_chunk, unlock
 from mofi_lightning.types import InputError
 
 _log = logging.getLogger(__name__)
@@ -128,9 +128,9 @@ class ChunkCache:
         Raises:
             InputError: it cannot be fetched, or the disk is full.
         """
-        if name != self._open_name or self._open is None or self._open.closed or not used(self._open):
+        if name != self._open_name or self._open is None or self._open.closed or not mark_used(self._open):
             self._release()
-            while (file := opened(self._folder / name, self._sizes[name])) is None:
+            while (file := open_chunk(self._folder / name, self._sizes[name])) is None:
                 self._fetch(name, ahead=False)
             self._open, self._open_name, self._open_path = file, name, self._folder / name
         return self._open_path
@@ -156,7 +156,7 @@ class ChunkCache:
 
     def _fetch_ahead(self, name: str) -> bool:
         """Fetch a chunk that no other process fetches; False where there is no room."""
-        if (file := opened(self._folder / name, self._sizes[name])) is not None:
+        if (file := open_chunk(self._folder / name, self._sizes[name])) is not None:
             unlock(file)
             return True
         return self._fetch(name, ahead=True)
@@ -175,8 +175,8 @@ class ChunkCache:
     def _make_room(self, part: Path, size: int, ahead: bool) -> bool:
         """Evict chunks until `size` bytes fit, and take these for `part`; False where they are all recent."""
         root = self._cache.root
-        lock = locked(root / ".lock")
-        assert lock is not None
+        lock_file = lock(root / ".lock")
+        assert lock_file is not None
         try:
             chunks, taken, promised = [], size, size
             for path in root.rglob("*.*"):
@@ -185,14 +185,14 @@ class ChunkCache:
                     if path.suffix == ".bin":
                         chunks.append((about.st_mtime, about.st_size, path))
                         taken += about.st_size
-                    elif path.suffix == ".part" and not discarded(path):
+                    elif path.suffix == ".part" and not discard(path):
                         taken += about.st_size
                         promised += max(0, about.st_size - 512 * about.st_blocks)
             over, lacking = taken - self._limit, promised - shutil.disk_usage(root).free
             for used, freed, path in sorted(chunks):
                 if (over <= 0 and lacking <= 0) or (ahead and time.time() - used < _RECENT):
                     break
-                if discarded(path):
+                if discard(path):
                     over, lacking = over - freed, lacking - freed
             if ahead and (over > 0 or lacking > 0):
                 return False
@@ -210,7 +210,7 @@ class ChunkCache:
                 )
             os.truncate(part, size)  # a hole of the file's size, which other processes count
         finally:
-            unlock(lock)
+            unlock(lock_file)
         return True
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -22,6 +21,7 @@ from mofi_lightning.evaluation.datasets import EvaluationSet
 from mofi_lightning.evaluation.embedding import EmbeddedImages
 from mofi_lightning.evaluation.models import NamedModel
 from mofi_lightning.evaluation.retrieval import nearest_neighbours
+from mofi_lightning.pages import write_page
 from mofi_lightning.types import InputError
 
 TITLES = {
@@ -123,7 +123,6 @@ def write_report(
         columns: measures in the table; higher is better for all of them.
         curation: contents of `curation.json` files by name.
     """
-    css = files("mofi_lightning.evaluation").joinpath("report.css").read_text()
     title = f"{len(models)} model{'s' if len(models) != 1 else ''} on {data.name}"
     sections = [
         _results(models, columns),
@@ -131,16 +130,9 @@ def write_report(
         *(_funnel(name, content) for name, content in curation.items()),
         _pictures(data, models),
     ]
-    html = (
-        '<!doctype html><html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{css}</style></head><body><main>"
-        f"<h1>{escape(title)}</h1><p>{len(data.keys):,} images of {len(data.classes):,} entities.</p>"
-        f"{''.join(sections)}</main></body></html>\n"
-    )
-    partial = file.with_suffix(".partial")
-    partial.write_text(html, encoding="utf-8")
-    os.replace(partial, file)
+    about = f"<p>{len(data.keys):,} images of {len(data.classes):,} entities.</p>"
+    style = files("mofi_lightning.evaluation").joinpath("report.css").read_text()
+    write_page(file, title, f"{about}{''.join(sections)}", style)
 
 
 def _results(models: Sequence[ModelReport], columns: Sequence[str]) -> str:

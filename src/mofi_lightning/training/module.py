@@ -52,9 +52,9 @@ class PretrainingModule(LightningModule):
 
     def __init__(
         self,
-        encoder: DualEncoderConfig = DualEncoderConfig(),  # noqa: B008 (frozen dataclass; shown by --help)
+        encoder: DualEncoderConfig = DualEncoderConfig(),
         objective: Callable[[ObjectiveSpec], Objective] = CLIP,
-        optimization: Optimization = Optimization(),  # noqa: B008 (frozen dataclass; shown by --help)
+        optimization: Optimization = Optimization(),
         init_from: str | None = None,
         freeze: str | Sequence[str] = (),
         teacher: TeacherConfig | None = None,
