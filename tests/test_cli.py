@@ -205,3 +205,11 @@ def test_a_value_out_of_range_is_named_in_one_line(capsys, tmp_path, monkeypatch
     clip = Path(__file__).parents[1] / "configs" / "fit" / "clip.yaml"
     line = complaint(capsys, "fit", "--config", str(clip), f"--data.{option}", value)
     assert line == f"mofi: error: {message}"
+
+
+def test_a_wrong_choice_is_answered_with_the_choices(capsys):
+    line = complaint(capsys, "new-plugin", "x", "--kind", "sauce")
+    assert "kind: expected one of 'objective', 'source', got sauce" in line
+    clip = Path(__file__).parents[1] / "configs" / "fit" / "clip.yaml"
+    line = complaint(capsys, "fit", "--config", str(clip), "--data.bad_row_policy.action", "rase")
+    assert "data.bad_row_policy.action: expected one of 'skip', 'raise', got rase" in line

@@ -54,6 +54,7 @@ _COMPLAINTS: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"((?:no plugin is called|plugin) '[^\n]+?)(?:\. Got value|\n|$)", "{}".format),
     (r"Expected '([^']+)' to be a subclass of <class '([^']+)'>", "{!r} is no {}".format),
     (r"the following arguments are required: ([\w., ]+?)(?:\. Got value|\n|$)", _required),
+    (r"Expected a typing\.Literal\[([^\]]+)\]\. Got value: (\S+)", "expected one of {}, got {}".format),
     (r"Expected an? <class '([^']+)'>\. Got value: ([^\n]+)", "expected {}, got {}".format),
     (r"Expected an? <class '([^']+)'>(?s:.*)Given value: ([^\n]+)", "expected {}, got {}".format),
 )
