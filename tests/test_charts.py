@@ -3,7 +3,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from mofi_lightning.charts import decades, histogram, log_log_line, ticks
+from mofi_lightning.charts import compared_histograms, decades, histogram, log_log_line, share_bars, ticks
 
 
 def drawn(figure: str) -> list[ElementTree.Element]:
@@ -45,3 +45,42 @@ def test_a_line_on_logarithmic_axes_is_straight_for_a_power_law():
 def test_one_bin_and_one_point_can_be_drawn():
     for figure in (histogram("w", "", [64, 65], [7], False), log_log_line("t", "", [(1, 1)])):
         assert "nan" not in figure and drawn(figure)
+
+
+def test_compared_histograms_share_one_scale_and_the_marker_stands_at_its_value():
+    edges = [-2, 0, 2, 4]
+    figure = compared_histograms(
+        "scores", "score", edges, ("<labels>", [2, 8, 4]), ("decoys", [8, 4, 0]), ("at 2", 2)
+    )
+    bars = [e for e in drawn(figure) if e.get("class") == "bar" and e.get("x")]
+    tops = [float(bar.get("y")) for bar in bars]
+    base = tops[0] + float(bars[0].get("height"))
+    assert [base - top for top in tops] == pytest.approx(
+        [(base - tops[1]) * n / 8 for n in (2, 8, 4)], abs=0.2
+    )
+    (outline,) = re.findall(r'class="line s1" d="M([^"]+Z?)"/><path class="marker"', figure)
+    assert [float(y) for y in re.findall(r"V([\d.]+)H", outline)] == pytest.approx(
+        [tops[1], tops[2], base], abs=0.2
+    )
+    (marker,) = re.findall(r'class="marker" d="M([\d.]+) ', figure)[:1]
+    assert float(marker) == pytest.approx(float(bars[2].get("x")), abs=0.2)
+    names = ["".join(e.itertext()) for e in drawn(figure) if e.tag == "li"]
+    assert names == ["<labels>", "decoys", "at 2"]
+
+
+def test_a_marker_beyond_the_bins_stands_at_their_end():
+    figures = [compared_histograms("t", "", [0, 1, 2], ("n", [1, 1]), None, ("m", x)) for x in (-9, 0, 2, 99)]
+    at = [float(re.findall(r'class="marker" d="M([\d.]+) ', figure)[0]) for figure in figures]
+    assert at[0] == at[1] < at[2] == at[3]
+
+
+def test_bars_of_shares_are_as_long_as_their_shares():
+    figure = share_bars("left", [("<all>", 1.0), ("half", 0.5), ("none", 0.0)])
+    widths = {kind: [] for kind in ("bar", "track")}
+    for element in drawn(figure):
+        if element.get("class") in widths:
+            widths[element.get("class")].append(float(element.get("width")))
+    assert widths["bar"] == pytest.approx([widths["track"][0] * share for share in (1, 0.5, 0)])
+    texts = [element.text for element in drawn(figure) if element.tag == "text"]
+    assert texts == ["<all>", "100.0%", "half", "50.0%", "none", "0.0%"]
+    assert drawn(share_bars("nothing", []))

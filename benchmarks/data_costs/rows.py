@@ -35,11 +35,16 @@ _WORDS = (
 
 def make_rows() -> list[Row]:
     """Rows with keys, JPEGs of 30 to 75 kB and captions of 4 to 28 words."""
+    random = Random(SEED)
+    jpegs = make_jpegs(JPEGS, random)
+    return [Row(f"{n:06d}", jpegs[n % JPEGS], make_caption(random)) for n in range(JPEGS * COPIES)]
+
+
+def make_jpegs(count: int, random: Random, width: int = WIDTH, height: int = HEIGHT) -> list[bytes]:
+    """JPEGs of parts of photographs, all different."""
     folder = Path(skimage.data.__file__).parent
     pictures = [Image.open(folder / name).convert("RGB") for name in _PICTURES]
-    random = Random(SEED)
-    jpegs = [_jpeg(pictures[number % len(pictures)], random) for number in range(JPEGS)]
-    return [Row(f"{n:06d}", jpegs[n % JPEGS], make_caption(random)) for n in range(JPEGS * COPIES)]
+    return [_jpeg(pictures[number % len(pictures)], random, width, height) for number in range(count)]
 
 
 def make_caption(random: Random) -> str:
@@ -47,13 +52,14 @@ def make_caption(random: Random) -> str:
     return " ".join(random.choices(_WORDS.split(), k=random.randint(4, 28)))
 
 
-def _jpeg(picture: Image.Image, random: Random) -> bytes:
+def _jpeg(picture: Image.Image, random: Random, pixels_wide: int, pixels_high: int) -> bytes:
     """A crop of 60 to 100 % of the picture's sides, possibly mirrored, with other colours."""
-    width = min(picture.width, picture.height * WIDTH / HEIGHT) * random.uniform(0.6, 1)
-    height = width * HEIGHT / WIDTH
+    aspect = pixels_wide / pixels_high
+    width = min(picture.width, picture.height * aspect) * random.uniform(0.6, 1)
+    height = width / aspect
     left, top = random.uniform(0, picture.width - width), random.uniform(0, picture.height - height)
     image = picture.resize(
-        (WIDTH, HEIGHT), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
+        (pixels_wide, pixels_high), Image.Resampling.BICUBIC, box=(left, top, left + width, top + height)
     )
     if random.random() < 0.5:
         image = ImageOps.mirror(image)

@@ -8,6 +8,7 @@ from html import escape
 
 _WIDTH, _HEIGHT = 440, 270
 _LEFT, _RIGHT, _TOP, _BOTTOM = 60, 14, 12, 40
+_BAND, _PERCENT = 40, 56  # height of a bar with its name, width of the number behind it
 
 
 def histogram(title: str, unit: str, edges: Sequence[float], counts: Sequence[int], more: bool) -> str:
@@ -37,6 +38,81 @@ def histogram(title: str, unit: str, edges: Sequence[float], counts: Sequence[in
             f'height="{_height(0) - top:.1f}"><title>{escape(name)}: {count:,}</title></rect>'
         )
     return _figure(title, f"{unit}{'; the last bar holds all that is larger' if more else ''}", parts)
+
+
+def compared_histograms(
+    title: str,
+    unit: str,
+    edges: Sequence[float],
+    filled: tuple[str, Sequence[int]],
+    outlined: tuple[str, Sequence[int]] | None = None,
+    marker: tuple[str, float] | None = None,
+) -> str:
+    """A `<figure>` with one histogram as bars, another one as a line over it, and a vertical line.
+
+    Args:
+        title: above the chart.
+        unit: of the values, below the axis.
+        edges: of the bins of both, one more than there are bins; increasing.
+        filled: name and counts of the bars.
+        outlined: name and counts of the line.
+        marker: name and value of the vertical line; a value beyond the bins is drawn at their end.
+    """
+    left, right = edges[0], edges[-1]
+    y_ticks = ticks(0, max(*filled[1], *(outlined[1] if outlined else ()), 1))
+
+    def across(value: float) -> float:
+        return _across((value - left) / (right - left))
+
+    def height(count: float) -> float:
+        return _height(count / y_ticks[-1])
+
+    parts = _grid([(y / y_ticks[-1], f"{y:,g}") for y in y_ticks])
+    parts += [
+        _below((x - left) / (right - left), f"{x:,g}") for x in ticks(left, right) if left <= x <= right
+    ]
+    legend = [(filled[0], '<rect class="bar" width="28" height="8"/>')]
+    for begin, end, count in zip(edges[:-1], edges[1:], filled[1], strict=True):
+        parts.append(
+            f'<rect class="bar" x="{across(begin):.1f}" y="{height(count):.1f}" '
+            f'width="{max(0.5, across(end) - across(begin) - 0.5):.1f}" '
+            f'height="{height(0) - height(count):.1f}">'
+            f"<title>{begin:,.4g} to {end:,.4g}: {count:,}</title></rect>"
+        )
+    if outlined:
+        steps = "".join(
+            f"V{height(count):.1f}H{across(end):.1f}"
+            for end, count in zip(edges[1:], outlined[1], strict=True)
+        )
+        parts.append(
+            f'<path class="line s1" d="M{across(left):.1f} {height(0):.1f}{steps}V{height(0):.1f}"/>'
+        )
+        legend.append((outlined[0], '<path class="line s1" d="M0 4H28"/>'))
+    if marker:
+        x = min(max(across(marker[1]), across(left)), across(right))
+        parts.append(f'<path class="marker" d="M{x:.1f} {height(0):.1f}V{_TOP}"/>')
+        legend.append((marker[0], '<path class="marker" d="M0 4H28"/>'))
+    return _figure(title, unit, parts, legend)
+
+
+def share_bars(title: str, shares: Sequence[tuple[str, float]]) -> str:
+    """A `<figure>` with one horizontal bar a share, their names above them.
+
+    Args:
+        title: above the chart.
+        shares: name and share, 0..1.
+    """
+    parts = []
+    for number, (name, share) in enumerate(shares):
+        y = number * _BAND
+        width = share * (_WIDTH - _PERCENT)
+        parts.append(
+            f'<text class="name" x="0" y="{y + 14}">{escape(name)}</text>'
+            f'<rect class="track" x="0" y="{y + 20}" width="{_WIDTH - _PERCENT}" height="12"/>'
+            f'<rect class="bar" x="0" y="{y + 20}" width="{width:.1f}" height="12"/>'
+            f'<text x="{_WIDTH}" y="{y + 31}" text-anchor="end">{share:.1%}</text>'
+        )
+    return _framed(title, max(1, len(shares)) * _BAND, "".join(parts))
 
 
 def log_log_line(title: str, unit: str, points: Sequence[tuple[float, float]]) -> str:
@@ -109,10 +185,19 @@ def _below(share: float, label: str) -> str:
     return f'<text x="{x:.1f}" y="{y}" text-anchor="middle">{label}</text>'
 
 
-def _figure(title: str, below: str, parts: Sequence[str]) -> str:
+def _figure(title: str, below: str, parts: Sequence[str], legend: Sequence[tuple[str, str]] = ()) -> str:
+    unit = f'<text x="{_across(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(below)}</text>'
+    return _framed(title, _HEIGHT, f"{''.join(parts)}{unit}", legend)
+
+
+def _framed(title: str, height: int, drawing: str, legend: Sequence[tuple[str, str]] = ()) -> str:
+    names = "".join(
+        f'<li><svg viewBox="0 0 28 8" aria-hidden="true">{sign}</svg>{escape(name)}</li>'
+        for name, sign in legend
+    )
     return (
         f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{escape(title)}">{"".join(parts)}'
-        f'<text x="{_across(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(below)}</text>'
-        "</svg></figure>"
+        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{drawing}</svg>'
+        + (f'<ul class="legend">{names}</ul>' if legend else "")
+        + "</figure>"
     )

@@ -34,6 +34,16 @@ VERBS = {
     "curate": Verb(
         "mofi_lightning.curation.pipeline:curate", "turn pairs into an Image-to-Entities data set"
     ),
+    "kb build": Verb(
+        "mofi_lightning.curation.knowledge_bases.command:build",
+        "turn a dump, a table or a package into a knowledge base",
+    ),
+    "kb stats": Verb(
+        "mofi_lightning.curation.knowledge_bases.command:stats", "count entities, names and meanings"
+    ),
+    "kb lookup": Verb(
+        "mofi_lightning.curation.knowledge_bases.command:lookup", "show what the names in a text may mean"
+    ),
     "data build": Verb(
         "mofi_lightning.data.build:build_dataset", "turn a source into a data set without entities"
     ),
@@ -53,8 +63,12 @@ VERBS = {
         "mofi_lightning.plugin_template:new_plugin", "write a complete package of a new plugin"
     ),
 }
-# the verbs whose first word names a source
-_OF_A_SOURCE = ("pairs", "data build")
+# the verbs whose first word names a plugin, the plugin's kind, and the argument that it becomes
+_OF_A_PLUGIN = {
+    "pairs": ("source", "source"),
+    "data build": ("source", "source"),
+    "kb build": ("knowledge base reader", "reader"),
+}
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -67,8 +81,8 @@ def main(args: Sequence[str] | None = None) -> None:
         _fail(str(error))
     except argparse.ArgumentError as error:
         name, length = _verb(words)
-        source = f" {words[length]}" if name in _OF_A_SOURCE else ""
-        _fail(f"{one_line(str(error))} (`mofi {name}{source} --help` lists the options)")
+        plugin = f" {words[length]}" if name in _OF_A_PLUGIN else ""
+        _fail(f"{one_line(str(error))} (`mofi {name}{plugin} --help` lists the options)")
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -110,8 +124,8 @@ def _dispatch(words: list[str]) -> None:
     function = getattr(import_module(module), attribute)
     if name in ("fit", "validate"):
         function(words)
-    elif name in _OF_A_SOURCE:
-        _run_with_source(name, function, words[length:])
+    elif name in _OF_A_PLUGIN:
+        _run_with_plugin(name, function, words[length:])
     elif name == "backbones":
         _run(name, function, words[1:] or ["*"])
     else:
@@ -183,30 +197,31 @@ def _run(name: str, function: Callable[..., None], words: list[str]) -> None:
     function(**options)
 
 
-def _run_with_source(name: str, function: Callable[..., None], words: list[str]) -> None:
-    """`mofi NAME SOURCE --output DIR`: the source's constructor arguments are options too."""
+def _run_with_plugin(name: str, function: Callable[..., None], words: list[str]) -> None:
+    """`mofi NAME PLUGIN --output DIR`: the plugin's constructor arguments are options too."""
     from mofi_lightning import entry_points
 
+    kind, argument = _OF_A_PLUGIN[name]
     if not words or words[0].startswith("-"):
-        sources = ", ".join(entry_points.load_all("source"))
-        text = f"usage: mofi {name} SOURCE --output DIR [options]\n\nSources: {sources}"
+        names = ", ".join(entry_points.load_all(kind))
+        text = f"usage: mofi {name} {argument.upper()} --output DIR [options]\n\n{argument.title()}s: {names}"
         if words[:1] in (["-h"], ["--help"]):
-            print(f"{text}\n\n`mofi {name} SOURCE --help` explains the options.")
+            print(f"{text}\n\n`mofi {name} {argument.upper()} --help` explains the options.")
             return
-        raise InputError(f"mofi {name} needs the name of a source; there are {sources}")
+        raise InputError(f"mofi {name} needs the name of a {kind}; there are {names}")
     if words[0] not in entry_points.names():
-        names = list(entry_points.load_all("source"))
+        found = list(entry_points.load_all(kind))
         raise InputError(
-            f"no source is called {words[0]!r}{near(words[0], names)}; there are {', '.join(names)}"
+            f"no {kind} is called {words[0]!r}{near(words[0], found)}; there are {', '.join(found)}"
         )
-    source_class = entry_points.load_kind(words[0], "source")
-    parser = _parser(f"{name} {words[0]}", f"{_summary(function)}\n\n{_summary(source_class)}")
-    parser.add_class_arguments(source_class, as_group=False)
-    parser.add_function_arguments(function, as_group=False, skip={"source"})
-    options = _parse(parser, _join_lists(source_class, words[1:]))
+    plugin = entry_points.load_kind(words[0], kind)
+    parser = _parser(f"{name} {words[0]}", f"{_summary(function)}\n\n{_summary(plugin)}")
+    parser.add_class_arguments(plugin, as_group=False)
+    parser.add_function_arguments(function, as_group=False, skip={argument})
+    options = _parse(parser, _join_lists(plugin, words[1:]))
     own = inspect.signature(function).parameters
     for_function = {option: options.pop(option) for option in list(options) if option in own}
-    function(source_class(**options), **for_function)
+    function(plugin(**options), **for_function)
 
 
 def _summary(function: Callable[..., Any]) -> str:

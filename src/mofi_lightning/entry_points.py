@@ -20,6 +20,9 @@ GROUP = "mofi_lightning.plugins"
 _BASES = {
     "objective": "mofi_lightning.objectives.base:Objective",
     "source": "mofi_lightning.sources.base:Source",
+    "knowledge base reader": "mofi_lightning.curation.knowledge_bases.base:KnowledgeBaseReader",
+    "mention detector": "mofi_lightning.curation.texts.mentions:MentionDetector",
+    "filter": "mofi_lightning.curation.labels.filters:Filter",
     "backbone library": "mofi_lightning.encoders.base:BackboneLibrary",
     "image encoder": "mofi_lightning.encoders.base:ImageEncoder",
     "text encoder": "mofi_lightning.encoders.base:TextEncoder",

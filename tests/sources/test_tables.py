@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mofi_lightning.curation.knowledge_base import KnowledgeBase
+from mofi_lightning.curation.knowledge_bases.tables import TableReader
 from mofi_lightning.curation.pipeline import curate
 from mofi_lightning.data.build import build_dataset
 from mofi_lightning.data.pairs import PairsReader
@@ -108,7 +108,7 @@ def test_damage_in_a_knowledge_base_is_named(pairs):
     content[start : start + 40] = bytes(40)
     path.write_bytes(content)
     with pytest.raises(InputError, match=r"knowledge_base\.parquet cannot be read after row 0"):
-        KnowledgeBase.load(path)
+        list(TableReader(path).entities())
 
 
 def test_a_missing_file_is_named_with_the_way_out(tmp_path):

@@ -2,55 +2,65 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
-from mofi_lightning.curation import stages
-from mofi_lightning.curation.knowledge_base import KnowledgeBase, normalise
-from mofi_lightning.curation.selection import Ints
+from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase
+from mofi_lightning.curation.knowledge_bases.names import normalise
+from mofi_lightning.sources import tables
+
+UNKNOWN, OUTSIDE = -1, -2
 
 
 @dataclass(frozen=True)
 class Truth:
-    """What the pairs show.
+    """What the pairs show; measurement alone may see it.
 
     Attributes:
-        shown: row of the shown entity in the knowledge base for each pair, `[pairs]`; -1 where nobody knows,
-            -2 for an entity outside the knowledge base.
-        named: number of pairs whose text names what they show.
+        knowledge_base: the entities.
+        row_of: key -> row of the shown entity; `OUTSIDE` for one that the knowledge base does not have.
     """
 
-    shown: Ints
-    named: int
+    knowledge_base: KnowledgeBase
+    row_of: Mapping[str, int]
 
     @classmethod
-    def load(cls, path: Path, pairs: Path, knowledge_base: KnowledgeBase) -> Truth:
-        """Read what the pairs of the file `pairs` show from the columns key, split and entity of `path`.
-
-        A text names an entity if the normalised name or an alias stands in it as whole words.
+    def load(cls, path: Path, split: str, knowledge_base: KnowledgeBase) -> Truth:
+        """Read what the pairs of `split` show from the columns key, split and entity of `path`.
 
         Raises:
             InputError: `path` is missing, no parquet file, empty, or lacks a column.
         """
-        stages.check_columns(path, "truth file", "key", "split", "entity")
-        entity_of = {
-            key: entity
-            for batch in stages.read(path, "key", "split", "entity")
-            for key, split, entity in zip(*batch, strict=True)
-            if split == pairs.stem and entity is not None
-        }
-        shown, named = [], 0
-        for keys, texts in stages.read(pairs, "key", "text"):
-            for key, text in zip(keys, texts, strict=True):
-                entity = knowledge_base.rows.get(entity_of[key], -2) if key in entity_of else -1
-                shown.append(entity)
-                named += entity >= 0 and _names(text or "", knowledge_base.aliases[entity])
-        return cls(np.array(shown, dtype=np.int64), named)
+        columns = ("key", "split", "entity")
+        tables.check_table(path, "truth file", {name: tables.KINDS[name] for name in columns})
+        rows: dict[str, int] = {}
+        row_of = {}
+        for batch in tables.iterate(path, columns, 1024):
+            for key, of, entity in zip(*batch, strict=True):
+                if of == split and entity is not None:
+                    if entity not in rows:
+                        rows[entity] = knowledge_base.row(entity)
+                    row_of[key] = rows[entity] if rows[entity] >= 0 else OUTSIDE
+        return cls(knowledge_base, row_of)
 
+    def shown(self, keys: Sequence[str]) -> NDArray[np.int64]:
+        """The row of the entity that each pair shows, `[n]`; `UNKNOWN` where nobody knows."""
+        return np.array([self.row_of.get(key, UNKNOWN) for key in keys], dtype=np.int64)
 
-def _names(text: str, aliases: Iterable[str]) -> bool:
-    spaced = f" {normalise(text)} "
-    return any(f" {alias} " in spaced for alias in aliases)
+    def named(self, shown: NDArray[np.int64], texts: Iterable[str]) -> int:
+        """Number of pairs whose text has the name, or an alias, of what they show as whole words."""
+        names: dict[int, list[str]] = {}
+        count = 0
+        for row, text in zip(shown.tolist(), texts, strict=True):
+            if row >= 0:
+                if row not in names:
+                    entity = self.knowledge_base[row]
+                    found = map(normalise, (entity.name, *entity.aliases))
+                    names[row] = [f" {name} " for name in found if name]
+                spaced = f" {normalise(text)} "
+                count += any(name in spaced for name in names[row])
+        return count

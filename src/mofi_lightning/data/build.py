@@ -53,7 +53,7 @@ def build_dataset(
                 f"none of the {written.pairs:,} images of split {split!r} of the source can be decoded; the "
                 f"first: {written.faults[0]}"
             )
-        rows = writing.join_parts(folder, written.parts, output)
+        rows = writing.join_parts(folder, range(written.parts), output)
     if written.reused:
         print(f"{written.reused:,} of {written.parts:,} parts were there already, of an interrupted build")
     for kind, count in fault_kinds(written.faults).items():

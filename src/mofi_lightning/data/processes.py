@@ -26,37 +26,63 @@ def available_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def map_processes(function: Callable[[_T], _R], tasks: Iterable[_T], num_workers: int) -> Iterator[_R]:
-    """Results of `function` for each of `tasks`, in their order.
+class ProcessMap:
+    """Maps functions over tasks in processes that stay until the context is left.
 
     Args:
-        function: can be pickled; what it raises is raised here.
-        tasks: read as they are needed, `num_workers` + 2 ahead of the results at most.
         num_workers: processes; 0 works in this one.
 
     Raises:
-        InputError: `num_workers` is negative, or a process died (most often it ran out of memory).
+        InputError: `num_workers` is negative.
     """
-    if num_workers < 0:
-        raise InputError(f"num_workers must be 0 or more, not {num_workers}")
-    if num_workers == 0:
-        yield from map(function, tasks)
-        return
-    pool = ProcessPoolExecutor(num_workers, initializer=_prepare_worker)
-    running: deque[Future[_R]] = deque()
-    try:
-        for task in tasks:
-            running.append(pool.submit(function, task))
-            if len(running) == num_workers + _WAITING:
+
+    def __init__(self, num_workers: int) -> None:
+        if num_workers < 0:
+            raise InputError(f"num_workers must be 0 or more, not {num_workers}")
+        self._num_workers = num_workers
+        self._pool = ProcessPoolExecutor(num_workers, initializer=_prepare_worker) if num_workers else None
+
+    def __enter__(self) -> ProcessMap:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+    def __call__(self, function: Callable[[_T], _R], tasks: Iterable[_T]) -> Iterator[_R]:
+        """Results of `function` for each of `tasks`, in their order.
+
+        Args:
+            function: can be pickled; what it raises is raised here.
+            tasks: read as they are needed, `num_workers` + 2 ahead of the results at most.
+
+        Raises:
+            InputError: a process died (most often it ran out of memory).
+        """
+        if self._pool is None:
+            yield from map(function, tasks)
+            return
+        running: deque[Future[_R]] = deque()
+        try:
+            for task in tasks:
+                running.append(self._pool.submit(function, task))
+                if len(running) == self._num_workers + _WAITING:
+                    yield running.popleft().result()
+            while running:
                 yield running.popleft().result()
-        while running:
-            yield running.popleft().result()
-    except BrokenProcessPool as error:
-        raise InputError(
-            "a worker process was killed, most likely for want of memory; choose fewer with --num_workers"
-        ) from error
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        except BrokenProcessPool as error:
+            raise InputError(
+                "a worker process was killed, most likely for want of memory; choose fewer with --num_workers"
+            ) from error
+
+
+def map_processes(function: Callable[[_T], _R], tasks: Iterable[_T], num_workers: int) -> Iterator[_R]:
+    """Results of `function` for each of `tasks`, in their order, by processes of their own.
+
+    See `ProcessMap`.
+    """
+    with ProcessMap(num_workers) as mapped:
+        yield from mapped(function, tasks)
 
 
 def _prepare_worker() -> None:

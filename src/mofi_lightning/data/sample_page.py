@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import base64
 from html import escape
 
 import numpy as np
-from torch import Tensor
-from torchvision.io import encode_jpeg
-from torchvision.transforms.v2 import functional
 
 from mofi_lightning.data.schema import Row
 from mofi_lightning.data.shards import ShardReader
-from mofi_lightning.encoders.decoding import UndecodableImage, decode
+from mofi_lightning.data.thumbnails import picture
 from mofi_lightning.pages import exposed
 from mofi_lightning.types import InputError, Vocabulary
 
@@ -37,10 +33,10 @@ def row_html(reader: ShardReader, index: int, broken: dict[int, str], vocabulary
         row = reader[index]
     except InputError as error:  # it is damaged, or its chunk cannot be fetched
         return _unreadable(place, str(error))
-    picture, about = _picture(row.image)
+    image, about = picture(row.image, _THUMBNAIL)
     text = f"<q><bdi>{escape(exposed(row.text, _MOST_OF_A_TEXT))}</bdi></q>" if row.text else "<q>no text</q>"
     return (
-        f"{picture}<small><bdi>{escape(exposed(row.key, _MOST_OF_A_KEY))}</bdi></small>"
+        f"{image}<small><bdi>{escape(exposed(row.key, _MOST_OF_A_KEY))}</bdi></small>"
         f"<small>{place}, {about}</small>{text}{_labels(row, vocabulary)}"
     )
 
@@ -50,28 +46,6 @@ def _unreadable(place: str, reason: str) -> str:
         f'<div class="picture bad">this row cannot be read</div><small>{place}</small>'
         f'<span class="bad">{escape(exposed(reason, _MOST_OF_A_TEXT))}</span>'
     )
-
-
-def _picture(data: bytes) -> tuple[str, str]:
-    """The picture as HTML, and its size in words."""
-    size = f"{len(data):,} bytes"
-    try:
-        image = decode(data)
-    except UndecodableImage as error:
-        return f'<div class="picture bad">{escape(exposed(str(error), _MOST_OF_A_TEXT))}</div>', size
-    height, width = image.shape[1:]
-    uri = "data:image/jpeg;base64," + base64.b64encode(_thumbnail(image)).decode()
-    return f'<div class="picture"><img src="{uri}" alt=""></div>', f"{width} x {height} pixels, {size}"
-
-
-def _thumbnail(image: Tensor) -> bytes:
-    """A small JPEG of an image, uint8 `[3, H, W]`; its longer side has 256 pixels at most."""
-    height, width = image.shape[1:]
-    scale = min(1.0, _THUMBNAIL / max(height, width))
-    if scale < 1:
-        size = [max(1, round(height * scale)), max(1, round(width * scale))]
-        image = functional.resize(image, size, antialias=True)
-    return encode_jpeg(image.contiguous(), quality=80).numpy().tobytes()
 
 
 def _labels(row: Row, vocabulary: Vocabulary | None) -> str:

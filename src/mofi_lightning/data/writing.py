@@ -49,7 +49,7 @@ def write_dataset(rows: Iterable[Row], output: Path, vocabulary: EntityVocabular
             parts = 0
             for parts, block in enumerate(blocks(rows), 1):
                 write_part(partial, parts - 1, block, classes)
-            join_parts(partial, parts, Path(output), vocabulary)
+            join_parts(partial, range(parts), Path(output), vocabulary)
         except BaseException:
             shutil.rmtree(partial, ignore_errors=True)
             raise
@@ -158,12 +158,14 @@ def read_notes(partial: Path, number: int) -> dict[str, Any] | None:
     return notes
 
 
-def join_parts(partial: Path, parts: int, output: Path, vocabulary: EntityVocabulary | None = None) -> int:
+def join_parts(
+    partial: Path, parts: Sequence[int], output: Path, vocabulary: EntityVocabulary | None = None
+) -> int:
     """Make the data set of its parts; can be repeated after it was killed.
 
     Args:
         partial: `unfinished` of the data set.
-        parts: number of parts that were written.
+        parts: numbers of the parts that were written, ascending.
         output: folder to make.
         vocabulary: the entities; None for rows without entities.
 
@@ -181,7 +183,7 @@ def join_parts(partial: Path, parts: int, output: Path, vocabulary: EntityVocabu
     chunks: list[dict[str, Any]] = []
     config: dict[str, Any] = {}
     rows = 0
-    for number in range(parts):
+    for number in parts:
         part = _part(partial, number)
         checksums = (part / "checksums").read_bytes()
         fingerprint.add(checksums)

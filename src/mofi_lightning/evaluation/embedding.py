@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
@@ -24,14 +24,16 @@ class EmbeddingModel(Protocol):
     """What can be measured: `DualEncoder`, `RawPixels`, or anything of this form.
 
     Attributes:
-        preprocess: how it wants its images.
         text: its text tower; None if it has none.
         label_space: maps its embeddings to label vectors; None if there is none.
     """
 
-    preprocess: Preprocess
     text: Any
     label_space: LabelSpace | None
+
+    @property
+    def preprocess(self) -> Callable[[Tensor], Tensor]:
+        """Brings a decoded image, uint8 `[3, H, W]`, to the form that `encode_image` takes."""
 
     def encode_image(self, image: Tensor, /) -> Tensor:
         """Preprocessed images `[B, 3, H, W]` to L2-normalised embeddings `[B, D]`."""

@@ -11,12 +11,23 @@ _SURROGATES = re.compile("[\ud800-\udfff]")
 
 
 class Entity(NamedTuple):
-    """Something that images show: a person, a place, a product, a species."""
+    """Something that images show: a person, a place, a product, a species.
+
+    Attributes:
+        id: unique within the knowledge base.
+        name: the preferred name.
+        aliases: other names.
+        description: one line of text, which tells it from others of the same name.
+        popularity: how often it is meant, in any unit (Wikidata: number of sitelinks); 0 where unknown.
+        types: ids of what it is an instance of.
+    """
 
     id: str
     name: str
     aliases: tuple[str, ...] = ()
     description: str = ""
+    popularity: float = 0.0
+    types: tuple[str, ...] = ()
 
 
 class Pair(NamedTuple):

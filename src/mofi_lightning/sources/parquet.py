@@ -37,7 +37,7 @@ class ParquetSource(Source):
 
     def __init__(self, path: Path, image: str = "image", text: str = "text", key: str | None = None) -> None:
         self._image, self._text, self._key = image, text, key
-        self._files = _find(path)
+        self._files = split_files(path)
         self._rows = {split: sum(map(self._check, files)) for split, files in self._files.items()}
         if key is None and all(map(_has_keys, chain(*self._files.values()))):
             self._key = "key"
@@ -85,7 +85,7 @@ def _has_keys(path: Path) -> bool:
     return schema.names.count("key") == 1 and Kind.ANY_KEY.accepts(schema.field("key").type)
 
 
-def _find(path: Path) -> dict[str, list[Path]]:
+def split_files(path: Path) -> dict[str, list[Path]]:
     """Split -> files."""
     if path.is_file():
         return {"train": [path]}

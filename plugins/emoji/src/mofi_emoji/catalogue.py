@@ -76,16 +76,16 @@ def read_catalogue(modules: Path, styles: Sequence[str]) -> list[Emoji]:
         InputError: a file of a package is missing or damaged.
     """
     names = modules / NAMES_PACKAGE / "en"
-    groups = {g["order"]: g["message"] for g in _read(names / "messages.json")["groups"]}
+    groups = {g["order"]: g["message"] for g in read_json(names / "messages.json")["groups"]}
     emoji: dict[str, Emoji] = {}
-    for record in sorted(_read(names / "data.json"), key=lambda record: record.get("order", 0)):
+    for record in sorted(read_json(names / "data.json"), key=lambda record: record.get("order", 0)):
         group = groups.get(record.get("group"))  # single regional indicators have none
         if group is None or group in _DROPPED_GROUPS:
             continue
         tags = tuple(tag for tag in record.get("tags", []) if tag != record["label"])
         emoji[_code(record["hexcode"])] = Emoji(f"U+{record['hexcode']}", record["label"], tags, group)
 
-    icon_sets = {style: _IconSet(modules / style_package(style), MISNAMED.get(style, {})) for style in styles}
+    icon_sets = {style: IconSet(modules / style_package(style), MISNAMED.get(style, {})) for style in styles}
     index = _name_index(names, emoji, icon_sets.values())
     for style, icons in icon_sets.items():
         for code, slug in icons.slugs(index).items():
@@ -94,15 +94,15 @@ def read_catalogue(modules: Path, styles: Sequence[str]) -> list[Emoji]:
     return list(emoji.values())
 
 
-class _IconSet:
+class IconSet:
     """An icon set in Iconify's JSON format: bodies of SVG documents by slug, aliases, code points."""
 
     def __init__(self, package: Path, misnamed: dict[str, str | None]) -> None:
         self.misnamed = misnamed
-        data = _read(package / "icons.json")
+        data = read_json(package / "icons.json")
         self.width, self.height = data.get("width", 16), data.get("height", 16)  # Iconify's defaults
         self.icons: dict[str, dict[str, Any]] = data["icons"]
-        self.chars = {_code(char): slug for char, slug in _read(package / "chars.json").items()}
+        self.chars = {_code(char): slug for char, slug in read_json(package / "chars.json").items()}
         # an alias that is drawn another way (mirrored) is another emoji
         self.aliases: dict[str, list[str]] = defaultdict(list)
         for alias, entry in data.get("aliases", {}).items():
@@ -141,7 +141,7 @@ class _Match(NamedTuple):
     code: str
 
 
-def _name_index(names: Path, emoji: dict[str, Emoji], icon_sets: Iterable[_IconSet]) -> dict[str, _Match]:
+def _name_index(names: Path, emoji: dict[str, Emoji], icon_sets: Iterable[IconSet]) -> dict[str, _Match]:
     """Squashed name -> code point, from the most trusted kind of name that has it; no ambiguous names."""
     kinds: list[dict[str, set[str]]] = [defaultdict(set) for _ in range(5)]
     slugs, aliases, labels, unicode_names, shortcodes = kinds
@@ -155,7 +155,7 @@ def _name_index(names: Path, emoji: dict[str, Emoji], icon_sets: Iterable[_IconS
         if "-" not in code:
             unicode_names[unicodedata.name(chr(int(code, 16)), "")].add(code)
     for collection in _SHORTCODES:
-        for code, found in _read(names / "shortcodes" / f"{collection}.json").items():
+        for code, found in read_json(names / "shortcodes" / f"{collection}.json").items():
             for shortcode in [found] if isinstance(found, str) else found:
                 shortcodes[shortcode].add(_code(code))
 
@@ -179,7 +179,12 @@ def _code(hexcode: str) -> str:
     return "-".join(part for part in hexcode.upper().split("-") if part != "FE0F")
 
 
-def _read(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """The content of a JSON file of a package.
+
+    Raises:
+        InputError: it is missing or damaged.
+    """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:

