@@ -154,8 +154,12 @@ class Run:
         """How every image fits its candidates."""
         inputs, entities = self._inputs, self.entities
         keep = inputs.agreement and inputs.scorer is not None
-        stage = Stage(self._folder / "scored", fingerprint(entities.fingerprint, inputs.pair_filters, keep))
-        job = ScoreImages(stage, self.linked, inputs.pair_filters, inputs.scorer, entities.folder, keep)
+        perceptual = bool(inputs.corpus_filters)
+        made_from = (entities.fingerprint, inputs.pair_filters, keep, perceptual)
+        stage = Stage(self._folder / "scored", fingerprint(*made_from))
+        job = ScoreImages(
+            stage, self.linked, inputs.pair_filters, inputs.scorer, entities.folder, keep, perceptual
+        )
         self._each(job, self.parts, stage, "checking images")
         return stage
 

@@ -117,7 +117,7 @@ def embed_images(
     stream = iter(track(images, description or "", total=total, transient=True) if shown else images)
     rows: list[Tensor | None] = []
     failed: dict[int, str] = {}
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending = pool.map(prepare, islice(stream, batch_size))
         while prepared := list(pending):
             pending = pool.map(prepare, islice(stream, batch_size))

@@ -27,7 +27,7 @@ def channels_first(image: Image.Image) -> Pixels:
 def naive(pixels: Pixels) -> int:
     """The definition in floating point, with scipy's DCT-II of the whole image."""
     height, width = pixels.shape[1:]
-    pixels = pixels[:, :: max(1, height // 256), :: max(1, width // 256)]
+    pixels = pixels[:, :: max(1, height // 192), :: max(1, width // 192)]
     height, width = pixels.shape[1:]
     luma = (2.0 * pixels[0] + 5.0 * pixels[1] + pixels[2]) / 8
     # scipy's DCT-II is twice the sum of the products with the cosines

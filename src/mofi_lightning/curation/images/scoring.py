@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from hashlib import blake2b
 from itertools import islice
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -31,7 +32,7 @@ class Scored(NamedTuple):
         decoys: of the image's partner (`partners`) with the same candidates: what wrong images score. NaN
             without a partner, and for a candidate that the partner's text names too.
         errors: row -> why it cannot be decoded.
-        hashes: perceptual hashes, uint64 `[n]`; 0 for images that were not decoded.
+        hashes: of what the images look like, or of their files, uint64 `[n]`; 0 if not decoded.
         embeddings: float16 `[n, D]`, rows of NaN for images that were not embedded; None without a model.
         moments: of the embeddings, before they were rounded; None without a model.
     """
@@ -51,13 +52,23 @@ class ImageScorer:
         model: an image-text model (`encoders.peers.load_encoder`), on whatever device; None only decodes.
         rows: of the knowledge base: the U entities that are candidates anywhere, ascending.
         vectors: theirs (`entity_vectors`), float32 `[U, D]`, possibly memory-mapped.
-        threads: that decode images while the model embeds others.
+        perceptual: whether images are told apart by what they look like (`perceptual_hash`), which takes a
+            tenth of a millisecond and finds near-duplicates; otherwise by their files.
+        threads: that decode images while the model, on another device, embeds others; 0 takes turns.
     """
 
-    def __init__(self, model: EmbeddingModel | None, rows: Ints, vectors: Floats, threads: int = 1) -> None:
+    def __init__(
+        self,
+        model: EmbeddingModel | None,
+        rows: Ints,
+        vectors: Floats,
+        perceptual: bool = True,
+        threads: int = 0,
+    ) -> None:
         self._model = model
         self._rows = rows
         self._vectors = vectors
+        self._perceptual = perceptual
         self._threads = threads
 
     def score(self, images: Iterable[bytes | None], candidates: Sequence[Sequence[int]]) -> Scored:
@@ -99,6 +110,8 @@ class ImageScorer:
         self, images: Iterable[bytes | None]
     ) -> Iterator[list[tuple[int, str | tuple[int, Tensor | None]]]]:
         """Batches of (row, what is wrong or else hash and pixels) of the images that are not None."""
+        import torch
+
         from mofi_lightning.curation.images.perceptual_hash import perceptual_hash
         from mofi_lightning.encoders.decoding import UndecodableImage, decode
 
@@ -109,10 +122,16 @@ class ImageScorer:
             except UndecodableImage as error:
                 return row, str(error)
             preprocessed = None if self._model is None else self._model.preprocess(pixels)
-            return row, (perceptual_hash(pixels), preprocessed)
+            hashed = perceptual_hash(pixels) if self._perceptual else _hash_of_file(data)
+            return row, (hashed, preprocessed)
 
         stream = ((row, data) for row, data in enumerate(images) if data is not None)
-        with ThreadPoolExecutor(self._threads) as pool:
+        if not self._threads:
+            while batch := [prepare(numbered) for numbered in islice(stream, _BATCH)]:
+                yield batch
+            return
+        # a thread has its own number of OpenMP threads, whatever the process was told
+        with ThreadPoolExecutor(self._threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
             pending = pool.map(prepare, islice(stream, _BATCH))
             while batch := list(pending):
                 pending = pool.map(prepare, islice(stream, _BATCH))  # decoded while this batch is embedded
@@ -146,7 +165,7 @@ class ImageScorer:
 
 
 def partners(hashes: NDArray[np.uint64], usable: NDArray[np.bool_]) -> Ints:
-    """Pair each usable image of a part with one of another perceptual hash: at random, but always alike.
+    """Pair each usable image of a part with one of another hash: at random, but always alike.
 
     In a random order in which equal hashes stand together, every image is paired with the one that stands as
     far behind it as the largest such group is long; so every image is the partner of one other.
@@ -169,6 +188,10 @@ def partners(hashes: NDArray[np.uint64], usable: NDArray[np.bool_]) -> Ints:
     partner = np.roll(grouped, -sizes.max())
     pairing[grouped] = np.where(hashes[grouped] == hashes[partner], -1, partner)
     return pairing
+
+
+def _hash_of_file(data: bytes) -> int:
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little")
 
 
 def _embed(model: EmbeddingModel, pixels: Sequence[Tensor]) -> NDArray[np.float32]:

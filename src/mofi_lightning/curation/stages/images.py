@@ -93,9 +93,6 @@ def scored_schema(embed_dim: int | None) -> pa.Schema:
     import pyarrow as pa
 
     fields = [
-        ("width", pa.int32()),
-        ("height", pa.int32()),
-        ("text_length", pa.int32()),
         ("hash", pa.uint64()),
         ("error", pa.string()),
         ("removed", pa.string()),
@@ -118,6 +115,7 @@ class ScoreImages:
         scorer: name of the model; None only decodes.
         entities: folder of `rows.npy` and `vectors.npy`, the candidates and their embeddings.
         keep_embeddings: whether the images' embeddings are kept, for their agreement.
+        perceptual: whether near-duplicates are looked for afterwards.
     """
 
     stage: Stage
@@ -126,14 +124,16 @@ class ScoreImages:
     scorer: str | None
     entities: Path
     keep_embeddings: bool
+    perceptual: bool
 
     def __call__(self, part: Part) -> int:
         """Score the images of `part`; its number of rows."""
         scorer = once_a_process(f"scorer/{self.stage.fingerprint}", self._scorer)
         candidates = self.linked.read(part.number, "entities")["entities"].to_pylist()
-        columns: dict[str, Any] = {n: [] for n in ("width", "height", "text_length", "removed")}
-        scored = scorer.score(self._images(part, columns), candidates)
-        columns |= {"hash": scored.hashes, "cosines": scored.cosines, "decoys": scored.decoys}
+        removed: list[str | None] = []
+        scored = scorer.score(self._images(part, removed), candidates)
+        columns: dict[str, Any] = {"removed": removed, "hash": scored.hashes}
+        columns |= {"cosines": scored.cosines, "decoys": scored.decoys}
         columns["error"] = [scored.errors.get(row) for row in range(part.rows)]
         embed_dim = None
         if self.keep_embeddings and scored.embeddings is not None:
@@ -150,22 +150,23 @@ class ScoreImages:
 
     def _scorer(self) -> ImageScorer:
         from mofi_lightning.curation.images.scoring import ImageScorer
+        from mofi_lightning.data.processes import available_cores
+        from mofi_lightning.evaluation.embedding import device_of
 
         if self.scorer is None:
-            return ImageScorer(None, np.zeros(0, np.int32), np.zeros((0, 0), np.float32))
+            return ImageScorer(None, np.zeros(0, np.int32), np.zeros((0, 0), np.float32), self.perceptual)
         rows, vectors = (np.load(self.entities / f"{n}.npy", mmap_mode="r") for n in ("rows", "vectors"))
-        return ImageScorer(load_model(self.scorer), rows, vectors)
+        model = load_model(self.scorer)
+        threads = 0 if device_of(model).type == "cpu" else available_cores()
+        return ImageScorer(model, rows, vectors, self.perceptual, threads)
 
-    def _images(self, part: Part, columns: dict[str, Any]) -> Iterator[bytes | None]:
-        """The images that no filter removes; what is seen of the others goes to `columns` too."""
+    def _images(self, part: Part, removed: list[str | None]) -> Iterator[bytes | None]:
+        """The images that no filter removes, None for the others; the filters' names go to `removed`."""
         for images, texts in part.read("image", "text"):
-            facts = Facts.of(images, texts)
-            removed = apply(self.filters, facts)
-            for name in ("width", "height", "text_length"):
-                columns[name] += getattr(facts, name).tolist()
-            columns["removed"] += removed
+            names = apply(self.filters, Facts.of(images, texts)) if self.filters else [None] * len(images)
+            removed += names
             yield from (
-                (image or b"") if name is None else None for image, name in zip(images, removed, strict=True)
+                (image or b"") if name is None else None for image, name in zip(images, names, strict=True)
             )
 
 
