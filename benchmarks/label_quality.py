@@ -114,7 +114,7 @@ def precisions(output: Path, pairs: Path) -> dict[str, float]:
 
 
 def _precision(scores: np.ndarray, correct: np.ndarray, total: int) -> float:
-    """Precision of the fewest labels, those with the highest scores, that have 0.8 of `total` correct ones."""
+    """Precision of the fewest labels, highest scores first, that have 0.8 of `total` correct ones."""
     found = np.cumsum(correct[np.argsort(-scores, kind="stable")])
     enough = np.flatnonzero(found >= RECALL * total)
     return float(found[enough[0]] / (enough[0] + 1)) if len(enough) else float("nan")

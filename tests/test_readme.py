@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import gzip
 import io
+import json
 import os
 import re
 import shlex
@@ -61,6 +63,10 @@ def folder(tmp_path_factory, emoji_slice) -> Path:
     folder = tmp_path_factory.mktemp("readme")
     (folder / "configs").symlink_to(ROOT / "configs")
     shutil.copytree(emoji_slice, folder / "pairs")
+    label = {"language": "en", "value": "cat"}
+    item = {"type": "item", "id": "Q146", "labels": {"en": label}, "claims": {}}
+    with gzip.open(folder / "latest-all.json.gz", "wt") as dump:
+        dump.write(f"[\n{json.dumps(item)}\n]\n")
     return folder
 
 

@@ -124,8 +124,8 @@ def test_a_curation_after_a_kill_is_that_of_an_undisturbed_run(
     same(tmp_path / "out", undisturbed)
 
 
-def ray_workers(group: int) -> Iterator[int]:
-    """Processes of Ray that work on a part, of the cluster that the process `group` has started."""
+def ray_workers() -> Iterator[int]:
+    """Processes of Ray on this machine that work on a part."""
     for folder in Path("/proc").iterdir():
         try:
             if folder.name.isdecimal() and (folder / "cmdline").read_bytes().startswith(b"ray::_in_worker"):
@@ -150,7 +150,7 @@ def test_ray_gives_the_same_and_when_a_worker_is_killed(
     while not killed:
         assert process.poll() is None, process.communicate()[0]
         if files(output) >= moment:
-            for worker in ray_workers(process.pid):
+            for worker in ray_workers():
                 os.kill(worker, signal.SIGKILL)
                 killed += 1
                 break

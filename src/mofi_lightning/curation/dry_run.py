@@ -41,13 +41,18 @@ class _Timed:
 
     job: Callable[[Any], int]
 
+    @property
+    def uses_gpu(self) -> bool:
+        """Whether the job would."""
+        return getattr(self.job, "uses_gpu", False)
+
     def __call__(self, task: Any) -> _Work:
         start = time.perf_counter()
         rows = self.job(task)
         return _Work(rows, time.perf_counter() - start, os.getpid())
 
 
-def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int) -> None:
+def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int, output: Path) -> None:
     """Go through the stages with about `rows` rows, spread over the corpus, and print what the whole costs.
 
     Work grows with the number of rows, but that of embedding entities with their number, of which all that
@@ -73,7 +78,9 @@ def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int) -> N
     total = sum(part.rows for part in parts)
     step = max(1, total // rows)
     sampled = [part._replace(number=number) for number, part in enumerate(parts[::step])]
-    with TemporaryDirectory(prefix="mofi-dry-run-") as folder:
+    # beside the output, which all workers can reach
+    above = next(folder for folder in output.parents if folder.exists())
+    with TemporaryDirectory(prefix=".dry-run-", dir=above) as folder:
         run = Run(inputs, Path(folder), cast("Map", timed), sampled)
         ranked = run.ranked(criteria.top_k)
         stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())

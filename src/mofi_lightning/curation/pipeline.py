@@ -80,7 +80,8 @@ def curate(
         engine: Where the work is done: by processes of this machine, or by a Ray cluster.
         ray_address: Of a running Ray cluster whose machines share the file system; by default one is started
             on this machine.
-        num_workers: Processes of this machine; one for each core by default.
+        num_workers: Processes of this machine; one for each core by default. Each has the scorer in memory,
+            on a GPU where there are some.
         part_rows: Rows that a worker takes at a time; an interrupted run repeats at most these.
         dry_run: Work on about so many rows only, write nothing, and say what the whole would cost.
 
@@ -97,12 +98,14 @@ def curate(
     from mofi_lightning.data.writing import refuse_existing
 
     criteria = Criteria(top_k, threshold, keep, precision, min_images, max_images)
+    # workers of a cluster have working directories of their own
+    pairs, output = pairs.resolve(), output.resolve()
     inputs = Inputs(
         pairs=pairs,
         split=split,
-        knowledge_base=knowledge_base or _folder(pairs) / "knowledge_base.parquet",
+        knowledge_base=(knowledge_base or _folder(pairs) / "knowledge_base.parquet").resolve(),
         truth=truth or _where_it_is(_folder(pairs) / "truth.parquet"),
-        scorer=scorer,
+        scorer=scorer if scorer is None or not Path(scorer).exists() else str(Path(scorer).resolve()),
         detectors=tuple(detectors or [Gazetteer()]),
         filters=tuple(filters or []),
         linking=linking,
@@ -114,7 +117,7 @@ def curate(
     inputs.check()
     if dry_run is not None:
         with open_engine(engine, num_workers, ray_address) as map_parts:
-            estimate(inputs, criteria, map_parts, dry_run)
+            estimate(inputs, criteria, map_parts, dry_run, output)
         return
     fresh = not output.exists()
     if not (output / STAGES).is_dir():
@@ -126,9 +129,10 @@ def curate(
             with open_engine(engine, num_workers, ray_address) as map_parts:
                 run = Run(inputs, output / STAGES, map_parts, inputs.parts())
                 ranked = run.ranked(top_k)
-                chosen_by = (ranked.stage.fingerprint, criteria, vocabulary, inputs.corpus_filters)
-                if not is_finished(output, fingerprint(*chosen_by)):
-                    chosen, corpus, labels = run.choose(criteria, ranked.stage, fingerprint(*chosen_by))
+                chosen_by = (criteria, vocabulary, inputs.corpus_filters, inputs.truth)
+                made_from = fingerprint(ranked.stage.fingerprint, *chosen_by)
+                if not is_finished(output, made_from):
+                    chosen, corpus, labels = run.choose(criteria, ranked.stage, made_from)
                     finish(map_parts, corpus, ranked, labels, chosen, output, output / STAGES)
         except InputError:
             if fresh and not any((output / STAGES).rglob("*.parquet")):  # made for nothing

@@ -22,7 +22,10 @@ _WAITING = 2
 
 
 class Map(Protocol):
-    """Results of `function` for each of `tasks`, in any order: tasks write files that carry their number."""
+    """Results of `function` for each of `tasks`, in any order: tasks write files that carry their number.
+
+    A function with a true attribute `uses_gpu` is given one by a cluster that has some.
+    """
 
     def __call__(self, function: Callable[[_T], _R], tasks: Iterable[_T]) -> Iterator[_R]:
         """Function and tasks can be pickled; what the function raises is raised here."""
@@ -77,7 +80,8 @@ def _start_ray(address: str | None, workers: int) -> Any:
 
 
 def _map_ray(ray: Any, function: Callable[[_T], _R], tasks: Iterable[_T]) -> Iterator[_R]:
-    remote = ray.remote(num_cpus=1, max_retries=_RETRIES)(_in_worker)
+    gpus = 1 if getattr(function, "uses_gpu", False) and ray.cluster_resources().get("GPU") else 0
+    remote = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=_RETRIES)(_in_worker)
     most = _WAITING + int(ray.cluster_resources().get("CPU", 1)) * _WAITING
     running: list[Any] = []
     for task in tasks:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from multiprocessing import current_process
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, cast
 
 import numpy as np
 
@@ -57,6 +58,7 @@ class EmbedEntities:
     rows: Path
     scorer: str
     templates: tuple[str, ...]
+    uses_gpu: ClassVar[bool] = True
 
     def __call__(self, block: Block) -> int:
         """Write the embeddings of `block`; its number of entities."""
@@ -80,8 +82,11 @@ def load_model(scorer: str) -> EmbeddingModel:
 
     from mofi_lightning.encoders.peers import load_encoder
 
-    model = load_encoder(scorer).to("cuda" if torch.cuda.is_available() else "cpu")
-    return cast("EmbeddingModel", model)
+    device = "cpu"
+    if torch.cuda.is_available():  # the processes of a machine take turns
+        number = sum(current_process()._identity)
+        device = f"cuda:{number % torch.cuda.device_count()}"
+    return cast("EmbeddingModel", load_encoder(scorer).to(device))
 
 
 def scored_schema(embed_dim: int | None) -> pa.Schema:
@@ -125,6 +130,7 @@ class ScoreImages:
     entities: Path
     keep_embeddings: bool
     perceptual: bool
+    uses_gpu: ClassVar[bool] = True
 
     def __call__(self, part: Part) -> int:
         """Score the images of `part`; its number of rows."""
