@@ -17,7 +17,14 @@ from mofi_lightning.curation.stages.base import Stage, atomic, fingerprint
 from mofi_lightning.curation.stages.choose import Chooser, Chosen
 from mofi_lightning.curation.stages.counting import Corpus
 from mofi_lightning.curation.stages.engines import Map
-from mofi_lightning.curation.stages.images import Agreement, Block, EmbedEntities, ScoreImages, Standard
+from mofi_lightning.curation.stages.images import (
+    Agreement,
+    Block,
+    EmbedEntities,
+    ScoreImages,
+    Standard,
+    usable_images,
+)
 from mofi_lightning.curation.stages.labels import RankCandidates, candidate_rows
 from mofi_lightning.curation.stages.parts import Part, check_keys
 from mofi_lightning.curation.stages.texts import CountWords, LinkTexts, sample
@@ -66,7 +73,10 @@ class Run:
         stage = Stage(self._folder / "knowledge_base", fingerprint(_VERSION, given))
         stage.prepare()
         if not (stage.folder / "built").exists():
-            build_knowledge_base(TableReader(given).entities(), stage.folder / "built")
+            reader = TableReader(given)
+            build_knowledge_base(reader.entities(), stage.folder / "built", reader.faults, reader.count())
+            for reason, count in sorted(reader.faults.counts.items()):
+                print(f"knowledge base {given}: {count:,} x {reason}")
         return KnowledgeBase(stage.folder / "built")
 
     @cached_property
@@ -188,6 +198,30 @@ class Run:
         return standard
 
     @cached_property
+    def copies(self) -> Stage:
+        """Which images a filter of the whole corpus leaves out, or are the same as an earlier one."""
+        from mofi_lightning.curation.labels.duplicates import duplicates
+        from mofi_lightning.curation.labels.filters import apply_to_corpus
+
+        scored, filters = self.scored, self._inputs.corpus_filters
+        stage = Stage(self._folder / "copies", fingerprint(scored.fingerprint, filters))
+        stage.prepare()
+        if all(stage.file(part.number, ".npy").exists() for part in self.parts):
+            return stage
+        hashes = np.concatenate([scored.read(p.number, "hash")["hash"].to_numpy() for p in self.parts])
+        usable = np.concatenate([usable_images(scored, part.number) for part in self.parts])
+        copies = np.zeros(len(hashes), dtype=bool)
+        copies[usable] = duplicates(hashes[usable], 0)
+        for removed in apply_to_corpus(filters, hashes[usable]).values():
+            copies[np.flatnonzero(usable)[removed]] = True
+        start = 0
+        for part in self.parts:
+            with atomic(stage.file(part.number, ".npy")) as file:
+                np.save(file, copies[start : start + part.rows])
+            start += part.rows
+        return stage
+
+    @cached_property
     def agreed(self) -> Stage | None:
         """How every image fits the other images of its candidates.
 
@@ -198,9 +232,9 @@ class Run:
             return None
         before: Stage | None = None
         for number in range(1, _PASSES + 1):
-            stage = Stage(self._folder / f"agreed-{number}", fingerprint(self.scored.fingerprint))
+            stage = Stage(self._folder / f"agreed-{number}", fingerprint(self.copies.fingerprint))
             stage.prepare()
-            job = Agreement(stage, self.linked, self.scored, self.standard, before)
+            job = Agreement(stage, self.linked, self.scored, self.copies, self.standard, before)
             if not job.is_summed():
                 job.sum(self._track("summing images"))
             self._each(job, self.parts, stage, "comparing images")
@@ -210,7 +244,8 @@ class Run:
     def ranked(self, top_k: int) -> RankCandidates:
         """The best candidates of every image."""
         scored, agreed = self.scored, self.agreed
-        stage = Stage(self._folder / "ranked", fingerprint(scored.fingerprint, top_k))
+        made_from = scored.fingerprint if agreed is None else agreed.fingerprint
+        stage = Stage(self._folder / "ranked", fingerprint(made_from, top_k))
         standard = None if self._inputs.scorer is None else self.standard
         job = RankCandidates(stage, self.linked, scored, agreed, standard, top_k)
         self._each(job, self.parts, stage, "ranking candidates")

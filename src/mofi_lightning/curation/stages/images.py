@@ -223,7 +223,7 @@ class _Images(NamedTuple):
     """The images of a part and their candidates.
 
     Attributes:
-        embeddings: `[part rows, D]`, NaN where unusable.
+        embeddings: `[part rows, D]`, NaN where unusable, and of copies.
         usable: which images count, `[part rows]`.
         rows: image of each candidate, `[N]`.
         places: of its entity among the candidates, `[N]`.
@@ -241,17 +241,21 @@ class _Images(NamedTuple):
 class Agreement:
     """How well the images of a part fit the other images of the entities that they may show.
 
+    A copy of an earlier image counts nowhere and has no agreement: copies would vouch for each other.
+
     Attributes:
         stage: gets one file a part: lists `cosines` and `decoys`, standardised, aligned with the scored ones.
         linked: the candidates.
         scored: the images' embeddings and cosines.
-        standard: brings these to one scale.
+        copies: a file a part, which of its images are copies, bool `[part rows]`.
+        standard: brings cosines to one scale.
         before: the agreement with which images were weighed less exactly; None for the first pass.
     """
 
     stage: Stage
     linked: Stage
     scored: Stage
+    copies: Stage
     standard: Standard
     before: Stage | None
 
@@ -319,7 +323,9 @@ class Agreement:
         if self.before is not None:
             fit = combine(fit, flat(self.before.read(part.number, "cosines")["cosines"])[0])
         weights = posterior(rows, links, fit)
-        return _Images(values.reshape(part.rows, -1), usable, rows, self.standard.places(entities), weights)
+        embeddings = values.reshape(part.rows, -1).copy()
+        embeddings[np.load(self.copies.file(part.number, ".npy"))] = np.nan
+        return _Images(embeddings, usable, rows, self.standard.places(entities), weights)
 
 
 def usable_images(scored: Stage, number: int) -> np.ndarray:
