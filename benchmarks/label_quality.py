@@ -91,7 +91,7 @@ def curate(source: str, check: str, folder: Path) -> Path:
 def precisions(output: Path, pairs: Path) -> dict[str, float]:
     """Precision of the best labels at recall 0.8, in the three readings."""
     base = KnowledgeBase(output / "stages" / "knowledge_base" / "built")
-    truth = Truth.load(pairs / "truth.parquet", "train", base)
+    truth = Truth.load(pairs / "truth.parquet", ["train"], base)
     linked, ranked = (Stage(output / "stages" / name, "") for name in ("linked", "ranked"))
     texts = pq.read_table(pairs / "train.parquet", columns=["text"])["text"].to_pylist()
     scores, correct, alone, shown = [], [], [], []

@@ -266,6 +266,55 @@ def test_a_run_killed_while_it_moves_the_data_set_is_finished_by_the_next(
     assert not list((output / "stages").glob("*dataset*"))
 
 
+@pytest.mark.parametrize("moment", ["rmdir", "replace"])
+def test_a_kill_at_the_end_of_the_move_loses_nothing(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    fresh, output = tmp_path / "fresh", tmp_path / "out"
+    for name in ("vocabulary.arrow", "dataset.json"):
+        (fresh / name).parent.mkdir(exist_ok=True)
+        (fresh / name).write_text("new")
+    output.mkdir()
+    (output / "dataset.json").write_text("old")
+    replaced = os.replace
+
+    def dies(*arguments: Path) -> None:
+        if moment == "rmdir" or arguments[0].name == "dataset.json":
+            raise KeyboardInterrupt
+        replaced(*arguments)
+
+    where = "pathlib.Path.rmdir" if moment == "rmdir" else "mofi_lightning.curation.finish.os.replace"
+    monkeypatch.setattr(where, dies)
+    with pytest.raises(KeyboardInterrupt):
+        publish(fresh, output)
+    assert moment == "rmdir" or not (output / "dataset.json").exists()
+    monkeypatch.undo()
+    publish(fresh, output)
+    assert {file.read_text() for file in output.iterdir()} == {"new"} and not fresh.exists()
+
+
+def test_parts_of_several_chunks_survive_a_kill_while_they_are_joined(
+    pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run(pairs, tmp_path / "one", min_images=1)
+    monkeypatch.setattr("mofi_lightning.data.writing.CHUNK_BYTES", 1)
+    output, removed = tmp_path / "out", shutil.rmtree
+
+    def dies(folder: Path, **options: Any) -> None:
+        if Path(folder).name == "parts":
+            removed(Path(folder) / "000001")
+            raise KeyboardInterrupt
+        removed(folder, **options)
+
+    monkeypatch.setattr("mofi_lightning.data.writing.shutil.rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        run(pairs, output, min_images=1, part_rows=5)
+    monkeypatch.setattr("mofi_lightning.data.writing.shutil.rmtree", removed)
+    run(pairs, output, min_images=1, part_rows=5)
+    assert rows_of(output) == rows_of(tmp_path / "one")
+    assert len(list((output / "shards").glob("chunk-*.bin"))) == len(rows_of(output))
+
+
 def test_what_was_half_moved_of_another_choice_is_replaced(pairs: Path, tmp_path: Path) -> None:
     output = tmp_path / "out"
     run(pairs, output, min_images=1)
@@ -327,7 +376,7 @@ def test_unusable_input_is_explained(pairs: Path, tmp_path: Path) -> None:
         Linking(candidates=0)
     with pytest.raises(InputError, match="is for --engine ray"):
         run(pairs, output, ray_address="auto")
-    with pytest.raises(InputError, match="needs images that were scored"):
+    with pytest.raises(InputError, match="is estimated from images that were scored; give a scorer"):
         run(pairs, output, precision=0.9)
     with pytest.raises(InputError, match=r"no label is left .*21 after 'best by score'"):
         run(pairs, output, min_images=100)
@@ -371,6 +420,42 @@ def test_a_folder_of_something_else_is_not_overwritten(pairs: Path, tmp_path: Pa
         run(pairs, tmp_path / "out", min_images=1)
 
     assert (tmp_path / "out" / "dataset.json").read_text() == "dear"
+
+
+def test_a_folder_with_stages_of_something_else_is_not_touched(pairs: Path, tmp_path: Path) -> None:
+    mine = tmp_path / "out" / "stages" / "words" / "notes.txt"
+    mine.parent.mkdir(parents=True)
+    mine.write_text("dear")
+    with pytest.raises(InputError, match="exists already"):
+        run(pairs, tmp_path / "out", min_images=1)
+    assert mine.read_text() == "dear"
+
+
+def test_a_truth_of_the_split_is_used_whatever_the_file_is_called(pairs: Path, tmp_path: Path) -> None:
+    shutil.copy(pairs, pairs.with_name("small.parquet"))
+    run(pairs.with_name("small.parquet"), tmp_path / "out", min_images=1)
+    assert steps_of(tmp_path / "out")["1+ images"]["precision"] > 0.9
+
+
+def test_what_cannot_work_is_refused_before_any_work(pairs: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for options in (
+        {"precision": 0.9},
+        {"scorer": str(tmp_path / "empty")},
+        {"scorer": f"open_clip:ViT-B-32={tmp_path / 'absent.pt'}"},
+        {"detectors": []},
+    ):
+        with pytest.raises(InputError):
+            run(pairs, tmp_path / "out", **options)
+        assert not (tmp_path / "out").exists()
+
+
+def test_new_numbers_of_classes_are_told(
+    pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run(pairs, tmp_path / "out", min_images=1)
+    run(pairs, tmp_path / "out", min_images=3)
+    assert "class ids are not those of the data set that was here" in capsys.readouterr().out
 
 
 def test_a_dry_run_tells_the_cost_and_writes_nothing(

@@ -31,7 +31,7 @@ def test_what_pairs_show_and_which_texts_name_it(tmp_path: Path, knowledge_base:
         {"key": "d", "split": "train", "entity": None},
         {"key": "e", "split": "test", "entity": "Q1"},
     ]
-    truth = Truth.load(write(tmp_path / "truth.parquet", rows), "train", knowledge_base)
+    truth = Truth.load(write(tmp_path / "truth.parquet", rows), ["other", "train"], knowledge_base)
     dog, cat = knowledge_base.row("Q2"), knowledge_base.row("Q1")
 
     shown = truth.shown(["a", "a", "b", "c", "d", "e", "new"])
@@ -45,7 +45,10 @@ def test_what_pairs_show_and_which_texts_name_it(tmp_path: Path, knowledge_base:
 
 def test_a_truth_file_that_cannot_be_used_is_named(tmp_path: Path, knowledge_base: KnowledgeBase) -> None:
     with pytest.raises(InputError, match="no truth file at"):
-        Truth.load(tmp_path / "absent.parquet", "train", knowledge_base)
+        Truth.load(tmp_path / "absent.parquet", ["train"], knowledge_base)
     without = write(tmp_path / "without.parquet", [{"key": "a", "split": "train"}])
     with pytest.raises(InputError, match="has no column 'entity'"):
-        Truth.load(without, "train", knowledge_base)
+        Truth.load(without, ["train"], knowledge_base)
+    other = write(tmp_path / "other.parquet", [{"key": "a", "split": "train", "entity": "Q1"}])
+    with pytest.raises(InputError, match="has no split 'test' or 'validation'"):
+        Truth.load(other, ["test", "validation"], knowledge_base)

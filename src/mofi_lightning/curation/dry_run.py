@@ -6,7 +6,7 @@ import os
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple, cast
@@ -85,7 +85,13 @@ def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int, outp
         ranked = run.ranked(criteria.top_k)
         stored = sum(file.stat().st_size for file in Path(folder).rglob("*") if file.is_file())
         entities = len(run.knowledge_base)
-        chosen, _, _ = run.choose(criteria, ranked.stage, "dry run")
+        # of an entity's images the sample has few
+        anything = replace(criteria, min_images=1, max_images=None)
+        try:
+            chosen, _, _ = run.choose(anything, ranked.stage, "dry run")
+            kept = f"{chosen.steps[-1].coverage:.1%} of the pairs keep an entity, however few images it has"
+        except InputError as error:  # a precision that the sample does not reach
+            kept = f"of the sample alone: {error}"
     seen = sum(part.rows for part in sampled)
     table = Table("stage", "rows a second", "whole", title=f"dry run: {seen:,} of {total:,} rows")
     hours = 0.0
@@ -100,9 +106,11 @@ def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int, outp
         column.justify = "right"
     console = Console()
     console.print(table)
-    console.print(f"disk for the stages: {stored * total / seen / 1e9:,.2f} GB")
-    labelled = chosen.steps[-1].coverage
-    console.print(f"{labelled:.1%} of the sample's pairs would keep an entity; of the whole it will be more")
+    console.print(
+        f"disk for the stages: {stored * total / seen / 1e6:,.0f} MB, and the labelled images again"
+    )
+    console.print("reading keys, sums over the parts and writing shards come on top", highlight=False)
+    console.print(kept, highlight=False)
 
 
 def _seconds_a_row(work: list[_Work]) -> float:

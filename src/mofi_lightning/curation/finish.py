@@ -15,7 +15,9 @@ from mofi_lightning.curation.stages.engines import Map
 from mofi_lightning.curation.stages.labels import RankCandidates
 from mofi_lightning.curation.stages.shards import WriteShards
 from mofi_lightning.data import writing
+from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.progress import track_rows
+from mofi_lightning.types import InputError
 
 COUNTS, PAGE = "curation.json", "report.html"
 
@@ -24,12 +26,14 @@ def is_finished(output: Path, made_from: str) -> bool:
     """Whether `output` is what `made_from` stands for; its counts are printed then."""
     try:
         found = json.loads((output / COUNTS).read_text())
-        if found["fingerprint"] != made_from or not (output / "dataset.json").is_file():
+        parts = (PAGE, "dataset.json", "vocabulary.arrow", "shards/index.json")
+        if found["fingerprint"] != made_from or not all((output / part).is_file() for part in parts):
             return False
         report = Report(**{**found, "steps": [Step(**step) for step in found["steps"]]})
     except (OSError, ValueError, KeyError, TypeError):
         return False
     report.print()
+    print(f"nothing has changed: {output} stays as it is")
     return True
 
 
@@ -64,6 +68,7 @@ def finish(
     # a move that was interrupted has left its rest
     if not fresh.exists():
         _write_shards(map_parts, corpus, labels, chosen, fresh)
+    renumbered = _renumbers(output, chosen.vocabulary)
     publish(fresh, output)
     removed, faults = corpus.removed()
     report = Report(
@@ -72,7 +77,20 @@ def finish(
     write_report(output / PAGE, collect(corpus, ranking, labels, chosen, report, output.resolve().name))
     report.save(output / COUNTS)
     report.print()
+    if len(chosen.labels) and chosen.threshold is None:
+        print("no --threshold, --keep or --precision: an image keeps its best entity, however badly it fits")
+    if renumbered:
+        print("class ids are not those of the data set that was here; --vocabulary OLD keeps those of OLD")
     print(f"{output / PAGE} shows what was kept and what was not")
+
+
+def _renumbers(output: Path, vocabulary: EntityVocabulary) -> bool:
+    """Whether a class id of the data set in `output` will mean another entity."""
+    try:
+        old = list(EntityVocabulary.load(output).ids)
+    except InputError:
+        return False
+    return old != list(vocabulary.ids)[: len(old)]
 
 
 def _write_shards(map_parts: Map, corpus: Corpus, labels: Stage, chosen: Chosen, fresh: Path) -> None:
@@ -90,7 +108,8 @@ def publish(fresh: Path, output: Path) -> None:
 
     A move that was interrupted goes on: what is no longer in `fresh` is in its place.
     """
-    (output / "dataset.json").unlink(missing_ok=True)
+    if (fresh / "dataset.json").exists():
+        (output / "dataset.json").unlink(missing_ok=True)
     for part in sorted(fresh.iterdir(), key=lambda part: part.name == "dataset.json"):
         if (output / part.name).is_dir():
             shutil.rmtree(output / part.name)

@@ -36,6 +36,8 @@ class Inputs:
 
         if self.part_rows < 1:
             raise InputError(f"part_rows {self.part_rows} is out of range; a part has at least 1 row")
+        if not self.detectors:
+            raise InputError("detectors is an empty list, which finds nothing; name at least one")
         self.parts()
         check_templates(self.templates)
         if isinstance(self.scorer_files, Path) and not self.scorer_files.exists():
@@ -46,6 +48,10 @@ class Inputs:
             raise InputError(f"no truth file at {self.truth}; leave --truth out if nobody knows it")
         if self.vocabulary is not None:
             EntityVocabulary.load(self.vocabulary)
+        if self.scorer is not None:
+            from mofi_lightning.encoders.peers import load_encoder
+
+            load_encoder(self.scorer)
 
     def parts(self) -> list[Part]:
         """The pairs in parts."""
@@ -62,7 +68,7 @@ class Inputs:
         return tuple(f for f in self.filters if isinstance(f, CorpusFilter))
 
     @property
-    def scorer_files(self) -> object:
+    def scorer_files(self) -> Path | str | tuple[str, Path] | None:
         """What the scorer is: its files, with open_clip's architecture, or its name on the hub."""
         from mofi_lightning.encoders import checkpoint
 
@@ -78,6 +84,6 @@ class Inputs:
         return name if not path.exists() and name.count("/") == 1 and name[0] not in "./" else path
 
     @property
-    def truth_split(self) -> str:
-        """The name of the pairs' split in the truth file."""
-        return self.split if self.pairs.is_dir() else self.pairs.stem
+    def truth_splits(self) -> tuple[str, ...]:
+        """What the pairs' split may be called in the truth file."""
+        return (self.split,) if self.pairs.is_dir() else (self.pairs.stem, self.split)

@@ -52,8 +52,8 @@ def curate(
     Args:
         pairs: Parquet file of the pairs (key, image, text), as `mofi pairs` writes it, or a folder of them.
         output: Folder of the data set to write.
-        knowledge_base: Folder that `mofi kb build` has made, or a parquet file of entities;
-            knowledge_base.parquet beside the pairs by default.
+        knowledge_base: Folder that `mofi kb build` has made, or a table that it could read (parquet, csv,
+            jsonl); knowledge_base.parquet beside the pairs by default.
         scorer: The CLIP-like model that checks the images: a folder, run or checkpoint of ours, a folder of
             Hugging Face, or open_clip:ARCHITECTURE=CHECKPOINT. Without one, the likeliest entities of the
             text are labels.
@@ -61,6 +61,7 @@ def curate(
             default, where there is one.
         split: Of a folder of pairs, the files to read.
         detectors: What finds the mentions in the texts; the gazetteer of the knowledge base by default.
+            Others are mofi_lightning.plugins.spacy and those of plugins.
         filters: What is left out whatever it shows: small images, near-duplicates, texts without end.
         linking: How mentions become entities.
         templates: Texts of an entity for the scorer, with {name}, {alias} and {description}. Their embeddings
@@ -83,7 +84,8 @@ def curate(
         num_workers: Processes of this machine; one for each core by default. Each has the scorer in memory,
             on a GPU where there are some.
         part_rows: Rows that a worker takes at a time; an interrupted run repeats at most these.
-        dry_run: Work on about so many rows only, write nothing, and say what the whole would cost.
+        dry_run: Work on about so many rows only (whole row groups), write nothing, and say what the whole
+            would cost.
 
     Raises:
         InputError: An input cannot be used, a value is out of range, or no label is left.
@@ -95,6 +97,7 @@ def curate(
     from mofi_lightning.curation.stages.base import fingerprint
     from mofi_lightning.curation.stages.engines import open_engine
     from mofi_lightning.data.file_locks import claimed
+    from mofi_lightning.data.vocabulary import EntityVocabulary
     from mofi_lightning.data.writing import refuse_existing
 
     criteria = Criteria(top_k, threshold, keep, precision, min_images, max_images)
@@ -106,7 +109,7 @@ def curate(
         knowledge_base=(knowledge_base or _folder(pairs) / "knowledge_base.parquet").resolve(),
         truth=truth or _where_it_is(_folder(pairs) / "truth.parquet"),
         scorer=scorer if scorer is None or not Path(scorer).exists() else str(Path(scorer).resolve()),
-        detectors=tuple(detectors or [Gazetteer()]),
+        detectors=(Gazetteer(),) if detectors is None else tuple(detectors),
         filters=tuple(filters or []),
         linking=linking,
         templates=tuple(templates),
@@ -114,14 +117,19 @@ def curate(
         vocabulary=vocabulary,
         part_rows=part_rows,
     )
+    if precision is not None and scorer is None:
+        raise InputError(f"precision {precision} is estimated from images that were scored; give a scorer")
     inputs.check()
     if dry_run is not None:
         with open_engine(engine, num_workers, ray_address) as map_parts:
             estimate(inputs, criteria, map_parts, dry_run, output)
         return
     fresh = not output.exists()
-    if not (output / STAGES).is_dir():
+    mark = output / STAGES / "mofi-curate"  # a folder without it is another's
+    if not mark.is_file():
         refuse_existing(output)
+        mark.parent.mkdir(parents=True, exist_ok=True)
+        mark.touch()
     with claimed(output / STAGES / "run", wait=False) as lock:
         if lock is None:
             raise InputError(f"another process is writing {output}; wait for it, or choose another output")
@@ -129,7 +137,8 @@ def curate(
             with open_engine(engine, num_workers, ray_address) as map_parts:
                 run = Run(inputs, output / STAGES, map_parts, inputs.parts())
                 ranked = run.ranked(top_k)
-                chosen_by = (criteria, vocabulary, inputs.corpus_filters, inputs.truth)
+                previous = None if vocabulary is None else EntityVocabulary.load(vocabulary).fingerprint
+                chosen_by = (criteria, previous, inputs.corpus_filters, inputs.truth)
                 made_from = fingerprint(ranked.stage.fingerprint, *chosen_by)
                 if not is_finished(output, made_from):
                     chosen, corpus, labels = run.choose(criteria, ranked.stage, made_from)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -72,12 +73,17 @@ class Run:
             )
         stage = Stage(self._folder / "knowledge_base", fingerprint(_VERSION, given))
         stage.prepare()
-        if not (stage.folder / "built").exists():
-            reader = TableReader(given)
-            build_knowledge_base(reader.entities(), stage.folder / "built", reader.faults, reader.count())
-            for reason, count in sorted(reader.faults.counts.items()):
-                print(f"knowledge base {given}: {count:,} x {reason}")
-        return KnowledgeBase(stage.folder / "built")
+        built = stage.folder / "built"
+        if built.exists():
+            try:
+                return KnowledgeBase(built)
+            except InputError:  # damaged since
+                shutil.rmtree(built)
+        reader = TableReader(given)
+        base = build_knowledge_base(reader.entities(), built, reader.faults, reader.count())
+        for reason, count in sorted(reader.faults.counts.items()):
+            print(f"knowledge base {given}: {count:,} x {reason}")
+        return base
 
     @cached_property
     def ingested(self) -> Stage:
@@ -236,8 +242,8 @@ class Run:
             stage.prepare()
             job = Agreement(stage, self.linked, self.scored, self.copies, self.standard, before)
             if not job.is_summed():
-                job.sum(self._track("summing images"))
-            self._each(job, self.parts, stage, "comparing images")
+                job.sum(self._track(f"summing images, {number} of {_PASSES}"))
+            self._each(job, self.parts, stage, f"comparing images, {number} of {_PASSES}")
             before = stage
         return before
 
@@ -254,7 +260,7 @@ class Run:
     def choose(self, criteria: Criteria, ranked: Stage, made_from: str) -> tuple[Chosen, Corpus, Stage]:
         """Choose the labels: what was chosen, what is known of the corpus, and the stage of the labels."""
         inputs, base = self._inputs, self.knowledge_base
-        truth = None if inputs.truth is None else Truth.load(inputs.truth, inputs.truth_split, base)
+        truth = None if inputs.truth is None else Truth.load(inputs.truth, inputs.truth_splits, base)
         corpus = Corpus(self.parts, base, self.linked, self.scored, truth)
         corpus.remove(inputs.corpus_filters)
         if not corpus.readable:
@@ -274,7 +280,13 @@ class Run:
         found = (self.scored.read(part.number, "error")["error"].drop_null() for part in self.parts)
         first = next((errors[0].as_py() for errors in found if len(errors)), None)
         rows = sum(part.rows for part in self.parts)
-        why = "the filters removed all" if first is None else f"the first: {first}"
+        removed = Counter(
+            name
+            for part in self.parts
+            for name in self.scored.read(part.number, "removed")["removed"].to_pylist()
+        )
+        counts = ", ".join(f"{name} {count:,}" for name, count in removed.items() if name)
+        why = f"the filters removed: {counts}" if first is None else f"the first: {first}"
         return f"none of the {rows:,} images of {self._inputs.pairs} can be used; {why}"
 
     def _track(self, title: str) -> Iterator[Part]:
@@ -292,5 +304,7 @@ class Run:
         """Do the parts of a stage that are missing."""
         stage.prepare()
         missing = [task for task in tasks if not stage.file(task.number, suffix).exists()]
+        if not missing:
+            return
         for _ in track_rows(self._map(job, missing), title, sum(task.rows for task in missing)):
             pass

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase
 from mofi_lightning.curation.knowledge_bases.names import normalise
 from mofi_lightning.sources import tables
+from mofi_lightning.types import InputError
 
 UNKNOWN, OUTSIDE = -1, -2
 
@@ -29,23 +30,33 @@ class Truth:
     row_of: Mapping[str, int]
 
     @classmethod
-    def load(cls, path: Path, split: str, knowledge_base: KnowledgeBase) -> Truth:
-        """Read what the pairs of `split` show from the columns key, split and entity of `path`.
+    def load(cls, path: Path, splits: Sequence[str], knowledge_base: KnowledgeBase) -> Truth:
+        """Read what pairs show from the columns key, split and entity of `path`.
+
+        Args:
+            path: the file.
+            splits: names of the pairs' split; the first one that the file has.
+            knowledge_base: the entities.
 
         Raises:
-            InputError: `path` is missing, no parquet file, empty, or lacks a column.
+            InputError: `path` is missing, no parquet file, empty, lacks a column, or has none of the splits.
         """
         columns = ("key", "split", "entity")
         tables.check_table(path, "truth file", {name: tables.KINDS[name] for name in columns})
         rows: dict[str, int] = {}
-        row_of = {}
+        row_of: dict[str, dict[str, int]] = {}
         for batch in tables.iterate(path, columns, 1024):
             for key, of, entity in zip(*batch, strict=True):
-                if of == split and entity is not None:
+                if of in splits and entity is not None:
                     if entity not in rows:
                         rows[entity] = knowledge_base.row(entity)
-                    row_of[key] = rows[entity] if rows[entity] >= 0 else OUTSIDE
-        return cls(knowledge_base, row_of)
+                    found = row_of.setdefault(of, {})
+                    found[key] = rows[entity] if rows[entity] >= 0 else OUTSIDE
+        if not row_of:
+            raise InputError(
+                f"truth file {path} has no split {' or '.join(map(repr, splits))}; name another one"
+            )
+        return cls(knowledge_base, next(row_of[split] for split in splits if split in row_of))
 
     def shown(self, keys: Sequence[str]) -> NDArray[np.int64]:
         """The row of the entity that each pair shows, `[n]`; `UNKNOWN` where nobody knows."""

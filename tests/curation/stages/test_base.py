@@ -74,6 +74,41 @@ def test_a_fingerprint_names_settings_and_files_but_no_places_in_memory(tmp_path
     assert fingerprint(["a", "b"]) != fingerprint(["ab"])
 
 
+@dataclass(frozen=True)
+class Names:
+    names: Path
+
+
+def test_a_fingerprint_follows_the_files_that_settings_name(tmp_path: Path) -> None:
+    file = tmp_path / "names.txt"
+    file.write_text("a")
+    settings = [(Names(file),), (Plugin(Names(file)),), (Plugin(str(file)),)]  # type: ignore[arg-type]
+    before = [fingerprint(one) for one in settings]
+    assert before == [fingerprint(one) for one in settings]
+    file.write_text("other names")
+    assert all(fingerprint(one) != old for one, old in zip(settings, before, strict=True))
+
+
+def test_a_kill_while_an_old_stage_is_removed_leaves_none_that_looks_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = (Stage(tmp_path / "stage", name) for name in ("one", "two"))
+    first.prepare()
+    first.write(0, {"row": [1], "names": [[]]}, SCHEMA)
+    first.write(1, {"row": [1], "names": [[]]}, SCHEMA)
+
+    def dies(folder: Path, **options: object) -> None:
+        first.file(0).unlink()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("mofi_lightning.curation.stages.base.shutil.rmtree", dies)
+    with pytest.raises(KeyboardInterrupt):
+        second.prepare()
+    monkeypatch.undo()
+    first.prepare()
+    assert not first.has(1)
+
+
 def test_a_process_keeps_one_thing_of_a_kind() -> None:
     made: list[str] = []
 

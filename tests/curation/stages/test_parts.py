@@ -40,3 +40,13 @@ def test_a_key_of_two_parts_is_found_once_and_not_looked_for_again(tmp_path: Pat
     check_keys(stage, cut([write(file, list("abcdef"), 2)], 2))
     write(file, list("abcdea"), 2)
     check_keys(stage, cut([file], 2))  # the stage's fingerprint is what notices another file
+
+
+def test_empty_row_groups_leave_no_gap_in_the_numbers(tmp_path: Path) -> None:
+    files = [write(tmp_path / "a.parquet", list("abc"), 3), write(tmp_path / "b.parquet", list("de"), 3)]
+    table = pq.read_table(files[0])
+    with pq.ParquetWriter(files[0], table.schema) as writer:
+        for piece in (table, table.slice(0, 0), table.slice(0, 0)):
+            writer.write_table(piece)
+    parts = cut(files, 3)
+    assert [(part.number, part.rows) for part in parts] == [(0, 3), (1, 2)]

@@ -129,7 +129,7 @@ class Report:
     def print(self) -> None:
         """Print the report as a table."""
         table = Table(
-            "after", "images", "labels", "entities", "precision", "recall", "coverage", title="curation"
+            "after", "readable", "labels", "entities", "precision", "recall", "coverage", title="curation"
         )
         for column in table.columns[1:]:
             column.justify = "right"

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -46,7 +46,11 @@ class Stage:
             current = json.loads(about.read_text())["fingerprint"] == self.fingerprint
         except (OSError, ValueError, KeyError):
             current = False
-        if not current:
+        if current:
+            for left in self.folder.glob(".*.partial*"):  # by a process that was killed
+                left.unlink(missing_ok=True)
+        else:
+            about.unlink(missing_ok=True)  # first, so that a kill leaves nothing that looks whole
             shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(parents=True)
             with atomic(about) as file:
@@ -127,13 +131,19 @@ def _state(part: object) -> object:
         files = sorted(file for file in part.rglob("*") if file.is_file()) if part.is_dir() else [part]
         found = [(file, file.stat()) for file in files]
         return [(str(file.relative_to(part)), about.st_size, about.st_mtime_ns) for file, about in found]
-    if isinstance(part, str | int | float | bool | None):
+    if isinstance(part, str):  # a model's folder is often given as text
+        return (part, _state(Path(part))) if os.sep in part and Path(part).exists() else part
+    if isinstance(part, int | float | bool | bytes | None):
         return part
+    if isinstance(part, Mapping):
+        return sorted((repr(key), _state(value)) for key, value in part.items())
     if isinstance(part, Sequence):
         return [_state(item) for item in part]
+    if isinstance(part, Set):
+        return sorted(repr(_state(item)) for item in part)
     # a plugin's class need not be a dataclass: what it was given, not where it lies in memory
-    settings = part if is_dataclass(part) else sorted(vars(part).items())
-    return type(part).__module__, type(part).__qualname__, repr(settings)
+    settings = {f.name: getattr(part, f.name) for f in fields(part)} if is_dataclass(part) else vars(part)
+    return type(part).__module__, type(part).__qualname__, _state(settings)
 
 
 _kept: dict[str, Any] = {}

@@ -96,7 +96,8 @@ class Chooser:
             base.ids,
             None if self.previous is None else list(self.previous.ids),
         )
-        enough = Tally(f"{self.criteria.min_images}+ images", len(base))
+        known = "" if self.previous is None else ", or known"
+        enough = Tally(f"{self.criteria.min_images}+ images{known}", len(base))
         capped = Tally(f"at most {self.criteria.max_images} images", len(base))
         final = np.zeros(len(rows), dtype=np.int64)
         for part, labels, _ in self._ranked("choosing labels"):
@@ -137,7 +138,8 @@ class Chooser:
         if self.criteria.precision is not None:
             if not len(decoys):
                 raise InputError(
-                    f"precision {self.criteria.precision} needs images that were scored; give a scorer"
+                    f"precision {self.criteria.precision} is estimated from images in the places of others, "
+                    "which a part has too few of; raise --part_rows, or write pairs with larger row groups"
                 )
             return threshold_of_precision(found, decoys, self.criteria.precision)
         return self.criteria.threshold

@@ -71,10 +71,10 @@ def cut(files: Sequence[Path], part_rows: int) -> list[Part]:
         first = rows = 0
         for group in range(metadata.num_row_groups):
             rows += metadata.row_group(group).num_rows
-            if rows >= part_rows or group == metadata.num_row_groups - 1:
+            if rows and (rows >= part_rows or group == metadata.num_row_groups - 1):
                 parts.append(Part(len(parts), file, first, group + 1, rows))
                 first, rows = group + 1, 0
-    return [part for part in parts if part.rows]
+    return parts
 
 
 def check_keys(stage: Stage, parts: Sequence[Part]) -> None:

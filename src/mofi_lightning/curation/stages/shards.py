@@ -11,6 +11,7 @@ from mofi_lightning.curation.stages.base import Stage
 from mofi_lightning.curation.stages.parts import Part
 from mofi_lightning.data import writing
 from mofi_lightning.data.schema import Row
+from mofi_lightning.types import InputError
 
 # more chunks than a part of the corpus can fill
 _CHUNKS = 1_000
@@ -34,14 +35,24 @@ class WriteShards:
     classes: int
 
     def __call__(self, part: Part) -> int:
-        """Write the chunks of `part`; its number of rows."""
+        """Write the chunks of `part`; its number of rows.
+
+        Raises:
+            InputError: the rows of the part fill too many chunks.
+        """
         first: list[Row] = []
         chunks = 0
         for chunks, block in enumerate(writing.blocks(self._rows(part)), 1):
+            if chunks > _CHUNKS:
+                raise InputError(
+                    f"part {part.number}, rows of {part.file}, fills more than {_CHUNKS:,} chunks; write the "
+                    "pairs with smaller row groups"
+                )
             if chunks == 1:
                 first = block
             else:
-                writing.write_part(self.partial, _CHUNKS * part.number + chunks - 1, block, self.classes)
+                number = _CHUNKS * part.number + chunks - 1
+                writing.write_part(self.partial, number, block, self.classes, {})
         notes = {"labels": self.labels.fingerprint, "chunks": max(1, chunks)}
         writing.write_part(self.partial, _CHUNKS * part.number, first, self.classes, notes)
         return part.rows
@@ -51,7 +62,9 @@ class WriteShards:
         notes = writing.read_notes(self.partial, _CHUNKS * number)
         if notes is None or notes["labels"] != self.labels.fingerprint:
             return 0
-        return int(notes["chunks"])
+        first, chunks = _CHUNKS * number, int(notes["chunks"])
+        others = (writing.read_notes(self.partial, first + chunk) for chunk in range(1, chunks))
+        return 0 if None in others else chunks
 
     def numbers(self, parts: Iterable[Part]) -> list[int]:
         """Numbers of the chunks of all `parts`, which are done."""
