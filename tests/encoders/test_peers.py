@@ -2,6 +2,7 @@
 
 import builtins
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import skimage
 import torch
 import transformers
 from PIL import Image
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer as RawTokenizer
 from tokenizers import models, pre_tokenizers, processors
 from torch.nn.functional import normalize
@@ -89,8 +91,11 @@ def test_a_hugging_face_folder_embeds_as_transformers_does(
     peer = transformers.AutoModel.from_pretrained(hugging_face).eval()
     processor = transformers.AutoImageProcessor.from_pretrained(hugging_face)
     tokenizer = transformers.AutoTokenizer.from_pretrained(hugging_face)
-    padding = "max_length" if peer.config.model_type == "siglip" else True
+    siglip = peer.config.model_type == "siglip"
+    padding = "max_length" if siglip else True
     tokens = tokenizer(TEXTS, padding=padding, truncation=True, max_length=12, return_tensors="pt")
+    if siglip:  # trained without a mask, which this tokenizer gives all the same
+        del tokens["attention_mask"]
     pil = [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in photographs]
     with torch.inference_mode():
         pixels = processor(images=pil, return_tensors="pt")["pixel_values"]
@@ -108,6 +113,48 @@ def test_a_text_embeds_the_same_alone_and_beside_longer_ones(hugging_face: Path)
 
     with torch.inference_mode():
         torch.testing.assert_close(model.encode_text(TEXTS)[1:2], model.encode_text(TEXTS[1:2]))
+
+
+def test_a_folder_that_lacks_weights_is_refused(hugging_face: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(hugging_face, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    lost = next(name for name in weights if name.startswith("text_model.") and "fc1.weight" in name)
+    del weights[lost]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(InputError, match=rf"lacks 1 of its weights, such as {lost}, which would be random"):
+        load_encoder(str(folder))
+
+
+def test_a_processor_that_keeps_the_shape_of_images_is_refused(tmp_path: Path) -> None:
+    config: Any = transformers.CLIPConfig(text_config=TEXT, vision_config=VISION, projection_dim=8)
+    transformers.CLIPModel(config).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(size={"shortest_edge": 32}, do_center_crop=False).save_pretrained(
+        tmp_path
+    )
+    save_tokenizer(tmp_path, 12)
+
+    with pytest.raises(InputError, match=r"wide images to \(32, 48\) and high ones to \(48, 32\)"):
+        load_encoder(str(tmp_path))
+
+
+def test_positions_that_count_from_the_padding_id_are_not_exceeded(tmp_path: Path) -> None:
+    text = {**TEXT, "max_position_embeddings": 14, "pad_token_id": 0, "project_dim": 16}
+    config: Any = transformers.AltCLIPConfig(text_config=text, vision_config=VISION, projection_dim=8)
+    transformers.AltCLIPModel(config).save_pretrained(tmp_path)
+    transformers.CLIPImageProcessor(
+        size={"shortest_edge": 32}, crop_size={"height": 32, "width": 32}
+    ).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path, 10**30)
+    model: Any = load_encoder(str(tmp_path))
+    words = ["cat", "coffee", "a", "suit"] * 10
+    longest = " ".join([*words[:12]])  # of 13 positions, one is that of the end
+
+    with torch.inference_mode():
+        found = model.encode_text([" ".join(words), longest, " ".join(words[:11])])
+
+    torch.testing.assert_close(found[0], found[1])
+    assert not torch.allclose(found[0], found[2], atol=1e-4)
 
 
 @pytest.fixture
@@ -142,6 +189,56 @@ def test_an_open_clip_checkpoint_embeds_as_open_clip_does(
     assert torch.equal(torch.stack([model.preprocess(image) for image in photographs]), pixels)
     torch.testing.assert_close(images, by_image)
     torch.testing.assert_close(texts, by_text)
+
+
+SIGLIP = {"mean": (0.5,) * 3, "std": (0.5,) * 3, "interpolation": "bilinear", "resize_mode": "squash"}
+
+
+def test_an_open_clip_file_is_read_as_the_weights_that_open_clip_lists(
+    open_clip_checkpoint: Path, photographs: Sequence[torch.Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = {"a": {**SIGLIP, "quick_gelu": True}, "b": {**SIGLIP, "quick_gelu": True}}
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, ARCHITECTURE, listed)
+
+    images, texts = embed(load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}"), photographs)
+
+    peer = open_clip.create_model(ARCHITECTURE, str(open_clip_checkpoint), force_quick_gelu=True).eval()
+    squashed = [
+        Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32), Image.Resampling.BILINEAR)
+        for image in photographs
+    ]
+    pixels = torch.stack(
+        [torch.from_numpy(np.array(image)).permute(2, 0, 1) / 127.5 - 1 for image in squashed]
+    )
+    with torch.inference_mode():
+        by_image = peer.encode_image(pixels, normalize=True)
+        by_text = peer.encode_text(open_clip.get_tokenizer(ARCHITECTURE)(TEXTS), normalize=True)
+    torch.testing.assert_close(images, by_image)
+    torch.testing.assert_close(texts, by_text)
+
+
+def test_where_listed_weights_differ_openais_preprocessing_is_taken_and_said_so(
+    open_clip_checkpoint: Path,
+    photographs: Sequence[torch.Tensor],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    name = f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}"
+    unlisted = embed(load_encoder(name), photographs)
+    openai = {
+        "mean": open_clip.OPENAI_DATASET_MEAN,
+        "std": open_clip.OPENAI_DATASET_STD,
+        "interpolation": "bicubic",
+        "resize_mode": "shortest",
+        "quick_gelu": True,
+    }
+    monkeypatch.setitem(open_clip.pretrained._PRETRAINED, ARCHITECTURE, {"a": SIGLIP, "b": openai})
+
+    found = embed(load_encoder(name), photographs)
+
+    assert torch.equal(found[0], unlisted[0])
+    assert torch.equal(found[1], unlisted[1])
+    assert "differ in image_interpolation, image_mean, image_resize_mode, image_std" in caplog.text
 
 
 def test_faulty_open_clip_names_are_explained(

@@ -1,8 +1,11 @@
 import random
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import transformers
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import BertConfig, BertForTokenClassification, BertModel, PreTrainedTokenizerFast
 
@@ -114,6 +117,44 @@ def test_a_long_text_is_read_as_far_as_the_model_can(classifier: str, knowledge_
     text = "kurt visits oslo " + "a dog " * 1_000_000
 
     assert TokenClassifierDetector(classifier).find((text,), knowledge_base) == [["kurt", "oslo"]]
+
+
+@pytest.mark.parametrize("kind", ["Roberta", "XLMRoberta"])
+def test_positions_that_count_from_the_padding_id_are_not_exceeded(
+    kind: str, knowledge_base: KnowledgeBase, tmp_path: Path
+) -> None:
+    encode = tokenizer()
+    config = getattr(transformers, f"{kind}Config")(
+        vocab_size=len(encode),
+        hidden_size=12,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        intermediate_size=12,
+        max_position_embeddings=12,
+        pad_token_id=0,
+        id2label={0: "O", 1: "PER"},
+        label2id={"O": 0, "PER": 1},
+    )
+    model = getattr(transformers, f"{kind}ForTokenClassification")(config)
+    torch.nn.init.constant_(model.classifier.bias[1:], 50.0)  # all of the text is a person
+    model.save_pretrained(tmp_path)
+    encode.save_pretrained(tmp_path)
+
+    found = TokenClassifierDetector(str(tmp_path)).find(("dog " * 40,), knowledge_base)
+
+    assert found == [[" ".join(["dog"] * 9)]]  # of 12 positions, one is the padding's, two begin and end
+
+
+def test_a_classifier_that_lacks_weights_is_refused(
+    classifier: str, knowledge_base: KnowledgeBase, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(classifier, tmp_path / "model")
+    weights = load_file(folder / "model.safetensors")
+    del weights["classifier.weight"]
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(InputError, match=r"lacks 1 of its weights, such as classifier\.weight"):
+        TokenClassifierDetector(str(folder)).find(TEXTS, knowledge_base)
 
 
 def test_faulty_settings_and_models_are_explained(

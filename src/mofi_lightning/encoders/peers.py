@@ -6,6 +6,7 @@ is unpickled but through torch's weights-only loader, and no code that comes wit
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,8 @@ from torch.nn import functional
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.dual_encoder import load
 from mofi_lightning.types import InputError
+
+_log = logging.getLogger(__name__)
 
 _OPEN_CLIP = "open_clip:"
 _FORMS = f"a model folder, a checkpoint, a hub id OWNER/NAME, or {_OPEN_CLIP}ARCHITECTURE=PATH"
@@ -32,7 +35,8 @@ def load_encoder(name: str) -> nn.Module:
     Args:
         name: folder or checkpoint of a `DualEncoder`, or folder of its training run; folder or hub id of a
             Hugging Face model with `get_image_features` and `get_text_features`, such as CLIP and SigLIP; or
-            `open_clip:ARCHITECTURE=PATH`, for instance `open_clip:ViT-B-32=weights.safetensors`.
+            `open_clip:ARCHITECTURE=PATH`, for instance `open_clip:ViT-B-32=weights.safetensors`
+            (see `OpenClipEncoder.load` for its preprocessing).
 
     Raises:
         InputError: nothing is there, it cannot be read safely, its library is not installed, or it does not
@@ -102,20 +106,29 @@ class HuggingFaceEncoder(PeerEncoder):
         self._image_processor = image_processor
         self._tokenizer = tokenizer
         config = cast(Any, model.config)
-        # SigLIP was trained on padded texts and reads the last position; with others, padding changes nothing
-        self._padding: bool | str = "max_length" if config.model_type.startswith("siglip") else True
-        self._most_tokens = min(config.text_config.max_position_embeddings, tokenizer.model_max_length)
+        # SigLIP was trained on padded texts without a mask, whatever else its tokenizer gives, and reads the
+        # last position; with others, padding changes nothing
+        siglip = config.model_type.startswith("siglip")
+        self._padding: bool | str = "max_length" if siglip else True
+        self._taken = {"input_ids"} if siglip else set(tokenizer.model_input_names)
+        self._most_tokens = most_tokens(model, tokenizer, config.text_config.max_position_embeddings)
 
     @classmethod
     def load(cls, name: str) -> HuggingFaceEncoder:
-        """Load the folder or hub id `name`; of a folder, nothing is looked up elsewhere."""
+        """Load the folder or hub id `name`; of a folder, nothing is looked up elsewhere.
+
+        Raises:
+            InputError: it cannot be loaded, lacks weights, does not embed images and texts in one space, or
+                takes images of several sizes.
+        """
         import transformers
 
         options: dict[str, Any] = {"local_files_only": Path(name).is_dir(), "trust_remote_code": False}
         try:
-            model = transformers.AutoModel.from_pretrained(
-                name, dtype=torch.float32, weights_only=True, **options
+            loaded: Any = transformers.AutoModel.from_pretrained(
+                name, dtype=torch.float32, weights_only=True, output_loading_info=True, **options
             )
+            model, information = loaded
             if not (hasattr(model, "get_image_features") and hasattr(model, "get_text_features")):
                 raise InputError(
                     f"model {name} is of type {model.config.model_type!r}, which does not embed images and "
@@ -123,17 +136,35 @@ class HuggingFaceEncoder(PeerEncoder):
                 )
             processor = transformers.AutoImageProcessor.from_pretrained(name, **options)
             tokenizer = transformers.AutoTokenizer.from_pretrained(name, **options)
-            taken = set(processor(images=torch.zeros(3, 32, 32, dtype=torch.uint8), return_tensors="pt"))
+            probes = [
+                processor(
+                    images=torch.zeros(3, *shape, dtype=torch.uint8),
+                    return_tensors="pt",
+                    input_data_format="channels_first",
+                )
+                for shape in ((40, 60), (60, 40))
+            ]
         except InputError:
             raise
         except Exception as error:  # transformers, hub and safetensors each raise kinds of their own
             raise InputError(
                 f"model {name} cannot be loaded by transformers: {_line(error)}; give {_FORMS}"
             ) from error
-        if taken != {"pixel_values"}:
+        if missing := sorted(information["missing_keys"]):
+            raise InputError(
+                f"model {name} lacks {len(missing)} of its weights, such as {missing[0]}, which would be "
+                "random; save or download it again"
+            )
+        if (taken := set(probes[0])) != {"pixel_values"}:
             raise InputError(
                 f"model {name} takes {', '.join(sorted(taken))}, not just pixels of one size; "
                 "give a model of a fixed resolution"
+            )
+        wide, high = (tuple(probe["pixel_values"].shape[-2:]) for probe in probes)
+        if wide != high:
+            raise InputError(
+                f"model {name} brings wide images to {wide} and high ones to {high}, not to one size; "
+                "set do_resize and do_center_crop in its preprocessor_config.json"
             )
         return cls(model, processor, tokenizer).eval()
 
@@ -157,7 +188,8 @@ class HuggingFaceEncoder(PeerEncoder):
             max_length=self._most_tokens,
             return_tensors="pt",
         )
-        return _normalised(cast(Any, self.model).get_text_features(**tokens.to(self.device)))
+        taken = {name: ids.to(self.device) for name, ids in tokens.items() if name in self._taken}
+        return _normalised(cast(Any, self.model).get_text_features(**taken))
 
 
 class OpenClipEncoder(PeerEncoder):
@@ -176,7 +208,16 @@ class OpenClipEncoder(PeerEncoder):
 
     @classmethod
     def load(cls, architecture: str, path: Path) -> OpenClipEncoder:
-        """Load the checkpoint `path` into `architecture`, one of `open_clip.list_models()`."""
+        """Load the checkpoint `path` into `architecture`, one of `open_clip.list_models()`.
+
+        A file of weights does not say how images are preprocessed, nor which GELU it was trained with. Both
+        are those of the weights that open_clip lists for the architecture, so far as these agree (SigLIP,
+        CLIPA, MobileCLIP). Where they differ or there are none, they are OpenAI's preprocessing and the
+        architecture's own GELU; name `ViT-B-32-quickgelu` and its kind for weights trained with QuickGELU.
+
+        Raises:
+            InputError: open_clip is not installed, does not know the architecture, or cannot load the file.
+        """
         try:
             import open_clip
         except ImportError as error:
@@ -192,7 +233,7 @@ class OpenClipEncoder(PeerEncoder):
             raise InputError(f"no open_clip checkpoint at {path}; give {_OPEN_CLIP}ARCHITECTURE=PATH")
         try:
             model, transform = open_clip.create_model_from_pretrained(
-                architecture, pretrained=str(path), weights_only=True
+                architecture, pretrained=str(path), weights_only=True, **_listed_settings(architecture)
             )
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # open_clip, torch and safetensors each raise kinds of their own
@@ -216,6 +257,46 @@ class OpenClipEncoder(PeerEncoder):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See `PeerEncoder`."""
         return _normalised(cast(Any, self.model).encode_text(self._tokenizer(list(texts)).to(self.device)))
+
+
+def most_tokens(model: nn.Module, tokenizer: Any, positions: int) -> int:
+    """How many tokens a model of transformers reads of a text.
+
+    Args:
+        model: its positions count from 0, or, as in RoBERTa, XLM-R and AltCLIP, from after its padding id.
+        tokenizer: of the model; may know no limit.
+        positions: `max_position_embeddings` of the configuration.
+    """
+    for name, module in model.named_modules():
+        if name.endswith("position_embeddings") and getattr(module, "padding_idx", None) is not None:
+            positions -= cast(int, module.padding_idx) + 1
+            break
+    return min(positions, int(tokenizer.model_max_length))
+
+
+def _listed_settings(architecture: str) -> dict[str, Any]:
+    """Preprocessing and GELU that all weights that open_clip lists for `architecture` share."""
+    import open_clip
+
+    tags = open_clip.list_pretrained_tags_by_model(architecture)
+    settings = [
+        {
+            "image_mean": listed["mean"],
+            "image_std": listed["std"],
+            "image_interpolation": listed["interpolation"],
+            "image_resize_mode": listed["resize_mode"],
+            "force_quick_gelu": listed.get("quick_gelu", False),
+        }
+        for listed in (open_clip.get_pretrained_cfg(architecture, tag) for tag in tags)
+    ]
+    if not settings:
+        return {}
+    shared = {key: value for key, value in settings[0].items() if all(x[key] == value for x in settings)}
+    if differing := sorted(settings[0].keys() - shared.keys() - {"force_quick_gelu"}):
+        _log.warning(
+            "weights of open_clip's %s differ in %s; taking OpenAI's", architecture, ", ".join(differing)
+        )
+    return shared
 
 
 def _architecture(name: str) -> tuple[str, Path]:

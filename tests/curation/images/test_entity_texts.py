@@ -26,6 +26,15 @@ def test_templates_take_name_alias_and_description() -> None:
     assert entity_texts(cat, "{alias}, {description}") == ["puss, a pet", "kitty, a pet"]
     assert entity_texts(Entity("Q1", "cat"), "{name}, {description}") == ["cat"]
     assert entity_texts(Entity("Q1", "cat"), "a {alias}") == ["a cat"]
+    assert entity_texts(cat, "a photo of {name} ({description})") == ["a photo of cat (a pet)"]
+
+
+def test_brackets_around_an_empty_description_go_with_it() -> None:
+    cat, function = Entity("Q1", "cat"), Entity("Q2", "main()")
+
+    assert entity_texts(cat, "a photo of {name} ({description})") == ["a photo of cat"]
+    assert entity_texts(cat, "a photo of {name} [ {description} ], a pet") == ["a photo of cat, a pet"]
+    assert entity_texts(function, "the {name} ({description})") == ["the main()"]
 
 
 def test_of_very_many_aliases_the_first_count() -> None:
@@ -34,7 +43,10 @@ def test_of_very_many_aliases_the_first_count() -> None:
     assert entity_texts(many, "{alias}") == [f"cat {n}" for n in range(32)]
 
 
-@pytest.mark.parametrize("template", ["{title}", "{}", "{name", "{name.title}", "{name[0]}"])
+FORMATS = ["{name:d}", "{name!x}", "{name!r}", "{name:{alias}}", "{name:>9}"]
+
+
+@pytest.mark.parametrize("template", ["{title}", "{}", "{name", "{name.title}", "{name[0]}", *FORMATS])
 def test_faulty_templates_are_named(template: str) -> None:
     with pytest.raises(InputError, match="may use"):
         check_templates([template])

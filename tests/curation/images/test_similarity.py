@@ -178,6 +178,21 @@ def test_the_image_that_shows_something_else_agrees_least() -> None:
     assert decoy.max() < 2
 
 
+@pytest.mark.parametrize("count", [1, 7])
+@pytest.mark.filterwarnings("error")
+def test_images_that_are_all_the_same_agree_no_more_than_images_in_general(count: int) -> None:
+    images = np.repeat(normal(1, 1, 16), count, axis=0)
+    background = Moments.of(images).background
+    rows, weights = np.array([0, count - 1]), np.ones(2, dtype=np.float32)
+    entities = np.zeros(2, dtype=np.int64)
+    total = EntitySums(np.zeros((1, 16), dtype=np.float32))
+    total.accumulate(background, images, rows, entities, weights)
+
+    assert background.whiten(images) == pytest.approx(np.zeros((count, 16)), abs=1e-6)
+    own, _ = agreement_of_part(total, background, images, rows, entities, weights, np.full(count, -1))
+    assert own == pytest.approx([0, 0], abs=1e-6)
+
+
 def test_a_candidate_without_agreement_is_judged_by_its_text_alone() -> None:
     z, agreement = np.array([1, 2, 3], dtype=np.float32), np.array([3, np.nan, -1], dtype=np.float32)
 

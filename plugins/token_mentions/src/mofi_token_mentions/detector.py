@@ -47,7 +47,8 @@ class TokenClassifierDetector(MentionDetector):
         """See `MentionDetector`.
 
         Raises:
-            InputError: `model` cannot be loaded, classifies no tokens, or knows none of `types`.
+            InputError: `model` cannot be loaded, lacks weights, classifies no tokens, or knows none of
+                `types`.
         """
         classify = _load(self.model, self.device)
         names = set(classify.model.config.label2id or ()) - {"O"}
@@ -76,9 +77,13 @@ class TokenClassifierDetector(MentionDetector):
 def _load(model: str, device: str) -> TokenClassificationPipeline:
     from transformers import AutoModelForTokenClassification, AutoTokenizer, pipeline
 
+    from mofi_lightning.encoders.peers import most_tokens
+
     try:
         # safetensors only: other files of weights may run code when they are read
-        classifier = AutoModelForTokenClassification.from_pretrained(model, use_safetensors=True)
+        classifier, information = AutoModelForTokenClassification.from_pretrained(
+            model, use_safetensors=True, output_loading_info=True
+        )
         tokenizer = AutoTokenizer.from_pretrained(model, use_fast=True)
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())[:160]
@@ -88,8 +93,13 @@ def _load(model: str, device: str) -> TokenClassificationPipeline:
             f"model {model!r} is a {', '.join(classifier.config.architectures or ['model'])}, no token "
             "classifier; choose one whose architecture ends in ForTokenClassification"
         )
+    if missing := sorted(information["missing_keys"]):
+        raise InputError(
+            f"token classifier {model!r} lacks {len(missing)} of its weights, such as {missing[0]}, which "
+            "would be random; save or download it again"
+        )
     positions = getattr(classifier.config, "max_position_embeddings", tokenizer.model_max_length)
-    tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    tokenizer.model_max_length = most_tokens(classifier, tokenizer, positions)
     return pipeline(
         "token-classification",
         model=classifier,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from string import Formatter
@@ -20,31 +21,37 @@ if TYPE_CHECKING:
 _BLOCK = 1024
 _MOST_ALIASES = 32
 _FIELDS = {"name", "alias", "description"}
+_BRACKETED = re.compile(r"\s*[(\[]\s*\{description\}\s*[)\]]")
 
 
 def check_templates(templates: Sequence[str]) -> None:
-    """Raise InputError if there is no template, or one with a field besides name, alias, description."""
+    """Raise InputError if there is no template, or one with more than {name}, {alias}, {description}."""
     if not templates:
         raise InputError("templates is empty; give at least one, for instance '{name}'")
     for template in templates:
         try:
-            fields = {field for _, field, _, _ in Formatter().parse(template)} - {None}
+            fields = [rest for _, *rest in Formatter().parse(template) if rest[0] is not None]
         except ValueError:
-            fields = {template}
-        if not fields <= _FIELDS:
-            raise InputError(f"template {template!r} may use {{name}}, {{alias}} and {{description}} only")
+            fields = [[template]]
+        if not all(field in _FIELDS and not any(form) for field, *form in fields):
+            raise InputError(
+                f"template {template!r} may use {{name}}, {{alias}} and {{description}} only, without format"
+            )
 
 
 def entity_texts(entity: Entity, template: str) -> list[str]:
     """`template` filled with name and description, and with each alias, where it asks for one (at most 32).
 
-    The name stands in where there is no alias; what an empty description leaves dangling is cut.
+    The name stands in where there is no alias; what an empty description leaves dangling is cut, brackets
+    around it too.
 
     >>> entity_texts(Entity("Q1", "cat", ("puss", "kitty")), "{name}, {description}")
     ['cat']
     >>> entity_texts(Entity("Q1", "cat", ("puss", "kitty")), "a photo of a {alias}")
     ['a photo of a puss', 'a photo of a kitty']
     """
+    if not entity.description:
+        template = _BRACKETED.sub("", template)
     aliases = (entity.aliases or (entity.name,))[:_MOST_ALIASES] if "{alias" in template else ("",)
     return [
         template.format(name=entity.name, description=entity.description, alias=alias).strip(" ,;:-")

@@ -29,6 +29,9 @@ _BLOCK = 8_192
 # directions in which images vary less than this share of the mean are noise, not to be blown up
 _LEAST_VARIANCE = 1e-3
 
+# of unit vectors, less variance than this is rounding: one image, or all the same
+_ROUNDING = 1e-12
+
 # score of an image's showing none of its candidates
 _NOTHING = 1.0
 
@@ -43,7 +46,7 @@ class Background(NamedTuple):
         """Mean and standard deviation of the cosines of each of `vectors` `[n, D]` with all images, `[n]`."""
         x = vectors.astype(np.float64)
         variance = np.einsum("nd,nd->n", _product(x, self.covariance), x)
-        return np.einsum("nd,d->n", x, self.mean), np.sqrt(variance.clip(min=1e-12))
+        return np.einsum("nd,d->n", x, self.mean), np.sqrt(variance.clip(min=_ROUNDING))
 
     def whiten(self, images: NDArray[Any]) -> _Doubles:
         """`images` `[n, D]` less their mean, times S^(-1/2): all directions then vary by 1 (ZCA)."""
@@ -51,7 +54,7 @@ class Background(NamedTuple):
 
         with one_thread():
             variances, directions = (x.numpy() for x in torch.linalg.eigh(torch.from_numpy(self.covariance)))
-        scales = variances.clip(min=_LEAST_VARIANCE * variances.mean()) ** -0.5
+        scales = variances.clip(min=max(_LEAST_VARIANCE * variances.mean(), _ROUNDING)) ** -0.5
         matrix = _product(directions * scales, directions.T)
         return _product(images.astype(np.float64) - self.mean, matrix)
 
