@@ -108,6 +108,17 @@ def test_lookup_says_when_there_is_no_name(folder: Path, capsys: pytest.CaptureF
     assert capsys.readouterr().out == f"no name of {folder} stands in 'nothing\ufffd[1m here'\n"
 
 
+def test_lookup_tells_of_names_that_are_no_mentions(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = build_knowledge_base([Entity("Q1", "The")], tmp_path / "kb").folder
+    command.lookup(folder, "the")
+
+    assert (
+        "but the, which names something and is no mention by itself: a stop word" in capsys.readouterr().out
+    )
+
+
 def test_bad_input_is_explained(tmp_path: Path) -> None:
     for verb in (command.stats, lambda path: command.lookup(path, "x")):
         with pytest.raises(InputError, match=r"no knowledge base in .*; `mofi kb build` makes one"):

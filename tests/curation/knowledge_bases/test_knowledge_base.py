@@ -150,11 +150,20 @@ def test_what_is_not_admitted_is_counted_and_named(tmp_path: Path) -> None:
         "id with unprintable characters": 1,
         "id longer than 250 characters": 1,
         "description cut after 5,000 characters": 1,
-        "popularity is negative or no number": 1,
+        "popularity is negative, above 3.4e38 or no number": 1,
     }
     assert "entity Q1: id occurs twice" in faults.examples
     assert all(len(example) < 300 and example.isprintable() for example in faults.examples)
     assert KnowledgeBase(tmp_path / "kb").skipped == faults.counts
+
+
+def test_a_popularity_that_float32_cannot_hold_counts_as_none(tmp_path: Path) -> None:
+    most = float(np.finfo(np.float32).max)
+    base = build_knowledge_base(
+        [Entity("Q1", "a", popularity=1e39), Entity("Q2", "b", popularity=most)], tmp_path / "kb"
+    )
+
+    assert base.popularity([0, 1]).tolist() == [0.0, most]
 
 
 def test_of_equal_ids_the_first_stays_wherever_they_are(
@@ -244,6 +253,35 @@ def test_a_killed_build_shows_nothing_and_the_next_one_is_as_if_there_had_been_n
     assert sorted(path.name for path in tmp_path.iterdir()) == ["fresh", "kb"]
 
 
+@pytest.mark.parametrize("step", ["os.replace", "shutil.rmtree"])
+def test_a_build_killed_while_it_replaces_the_old_one_does_not_stop_the_next(
+    step: str, tmp_path: Path
+) -> None:
+    build_knowledge_base(ENTITIES, tmp_path / "kb")
+    # killed half way through removing a knowledge base, or between two renames
+    script = (
+        "import os, shutil, sys; from pathlib import Path; from mofi_lightning.sources.base import Entity\n"
+        "from mofi_lightning.curation.knowledge_bases.knowledge_base import FILE_NAME, build_knowledge_base\n"
+        "rename, kill = os.replace, lambda: os.kill(os.getpid(), 9)\n"
+        "def replace(source, target):\n"
+        "    if Path(target).name == 'kb': kill()\n"
+        "    rename(source, target)\n"
+        "def rmtree(place, ignore_errors=False):\n"
+        "    if (Path(place) / FILE_NAME).exists(): (Path(place) / FILE_NAME).unlink(); kill()\n"
+        "if sys.argv[2] == 'os.replace': os.replace = replace\n"
+        "else: shutil.rmtree = rmtree\n"
+        "build_knowledge_base([Entity('Q9', 'new')], Path(sys.argv[1]))\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, str(tmp_path / "kb"), step]).returncode == -9
+
+    with pytest.raises(InputError, match="no entity"):  # nor is the old one lost
+        build_knowledge_base([], tmp_path / "kb")
+    assert len(KnowledgeBase(tmp_path / "kb")) == (3 if step == "os.replace" else 1)
+    build_knowledge_base([Entity("Q8", "next")], tmp_path / "kb")
+    assert KnowledgeBase(tmp_path / "kb").ids([0]) == ["Q8"]
+    assert [path.name for path in tmp_path.iterdir()] == ["kb"]
+
+
 def test_a_folder_of_other_things_is_not_replaced(tmp_path: Path) -> None:
     (tmp_path / "photo.jpg").write_bytes(b"dear")
 
@@ -257,8 +295,9 @@ def test_damaged_and_foreign_folders_are_explained(tmp_path: Path) -> None:
     for file in sorted(base.folder.rglob("*")):
         if file.is_file() and file.name != FILE_NAME:
             content = file.read_bytes()
-            for kept in (0, 5, len(content) - 9):
-                file.write_bytes(content[:kept])
+            other = [b"[]", b"{}", b"0"] if file.suffix == ".json" else []
+            for damaged in (b"", content[:5], content[:-9], *other):
+                file.write_bytes(damaged)
                 with pytest.raises(InputError, match=r"is damaged .*; build it anew"):
                     KnowledgeBase(base.folder)
             file.write_bytes(content)

@@ -2,6 +2,7 @@ import bz2
 import gzip
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -47,6 +48,29 @@ def test_a_compressed_file_that_is_cut_off_gives_its_whole_lines(suffix: str, tm
     assert found == left[: left.rindex(b"\n") + 1].splitlines(keepends=True)
     assert faults.counts == {"the file is cut off or damaged from here on": 1}
     assert faults.examples[0].startswith(f"line {len(found) + 1:,}: the file is cut off")
+
+
+@pytest.mark.parametrize("damage", ["magic", "block", "cut"])
+def test_a_later_stream_that_is_damaged_is_a_fault_of_its_line(damage: str, tmp_path: Path) -> None:
+    first, second = bz2.compress(TEXT[: TEXT.index(b"line 101 ")]), bytearray(bz2.compress(TEXT))
+    if damage == "cut":
+        del second[3:]
+    else:
+        second[0 if damage == "magic" else 4] ^= 255
+    (tmp_path / "x.bz2").write_bytes(first + second)
+    faults = Faults()
+
+    assert list(lines(tmp_path / "x.bz2", faults)) == EXPECTED[:100]
+    assert faults.counts == {"the file is cut off or damaged from here on": 1}
+    assert faults.examples[0].startswith("line 101: ")
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress, bz2.compress])
+def test_a_byte_order_mark_is_no_part_of_the_first_line(compress: Any, tmp_path: Path) -> None:
+    path = tmp_path / {bytes: "x", gzip.compress: "x.gz", bz2.compress: "x.bz2"}[compress]
+    path.write_bytes(compress(b"\xef\xbb\xbfa\n\xef\xbb\xbfb\n"))
+
+    assert list(lines(path, Faults())) == [(1, b"a\n"), (2, b"\xef\xbb\xbfb\n")]
 
 
 def test_too_long_a_line_is_counted_and_the_next_one_read(tmp_path: Path) -> None:

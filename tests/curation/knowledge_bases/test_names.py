@@ -1,4 +1,5 @@
 import time
+from itertools import product
 from random import Random
 from unicodedata import normalize
 
@@ -82,6 +83,18 @@ def test_letters_of_scripts_without_spaces_are_words_with_their_marks() -> None:
         ("glass", "glasses"),
         ("house", "houses"),
         ("prize", "prizes"),
+        ("bus", "buses"),
+        ("house", "houses"),
+        ("iris", "irises"),
+        ("noise", "noises"),
+        ("gas", "gases"),
+        ("lens", "lenses"),
+        ("hero", "heroes"),
+        ("potato", "potatoes"),
+        ("shoe", "shoes"),
+        ("toe", "toes"),
+        ("horse", "horses"),
+        ("case", "cases"),
     ],
 )
 def test_singular_and_plural_meet(singular: str, plural: str) -> None:
@@ -91,6 +104,19 @@ def test_singular_and_plural_meet(singular: str, plural: str) -> None:
 @pytest.mark.parametrize("word", ["glass", "bus", "paris", "gas", "is"])
 def test_words_that_only_look_like_plurals_keep_their_ending(word: str) -> None:
     assert words(word) == [word]
+
+
+def test_rules_for_plurals_bring_no_two_singular_words_together() -> None:
+    singular = (
+        "base bass bus case dense den gas goose hero horse house lens nose phase rose shoe tense ten use"
+    )
+    assert len(set(words(singular))) == len(singular.split())
+
+
+def test_every_word_of_the_letters_that_the_rules_know_keeps_its_form() -> None:
+    for letters in product("aeiuoshcxz", repeat=5):
+        (form,) = words("".join(letters))
+        assert words(form) == [form], letters
 
 
 def test_plain_text_takes_a_faster_way_to_the_same_words() -> None:
@@ -111,10 +137,19 @@ def test_the_form_of_a_normalised_text_is_itself() -> None:
 
 
 def test_only_the_whole_words_at_the_start_of_a_very_long_text_are_read() -> None:
-    text = "lighthouse " * LONGEST_TEXT
+    text = "lanternfish " * LONGEST_TEXT
 
-    assert words(text) == ["lighthouse"] * (LONGEST_TEXT // len("lighthouse "))
+    assert words(text) == ["lanternfish"] * (LONGEST_TEXT // len("lanternfish "))
     assert len(words("\u00e9 " * LONGEST_TEXT)) == LONGEST_TEXT // 2 - 1
+
+
+def test_a_very_long_text_without_spaces_where_it_is_cut_is_read_as_far() -> None:
+    assert words(" " * (LONGEST_TEXT + 1)) == []
+    assert words("cat" + " " * LONGEST_TEXT + "dog") == ["cat"]
+    assert words("Photo " + "\u6771\u4eac" * LONGEST_TEXT) == [
+        "photo",
+        *"\u6771\u4eac" * (LONGEST_TEXT // 2 - 3),
+    ]
 
 
 @pytest.mark.parametrize("piece", ["a", "'", "a'", "\u0301", "\u0e34", "\u6771", "\ufdfa", "\u0939\u094d"])

@@ -89,6 +89,7 @@ def test_integer_ids_become_texts(tmp_path: Path) -> None:
     [
         ("x.jsonl", b'{"id": "Q9", "name": "x"', "no JSON"),
         ("x.jsonl", b'["Q9", "x"]', "no JSON object"),
+        ("x.jsonl", b'{"id": true, "name": "x"}', "a value of the wrong type"),
         ("x.jsonl", b'{"id": "Q9", "name": ["x"]}', "a value of the wrong type"),
         ("x.jsonl", b'{"id": "Q9", "name": "x", "aliases": {"y": 1}}', "a value of the wrong type"),
         ("x.jsonl", b'{"id": "Q9", "name": "x", "popularity": "high"}', "a value of the wrong type"),
@@ -121,6 +122,25 @@ def test_a_bad_row_is_reported_by_its_line_and_left_out(
     assert reader.faults.counts == {fault: 1}
     number = 2 if name == "x.jsonl" else 3
     assert reader.faults.examples[0].startswith(f"line {number}: {fault}")
+
+
+def test_a_quote_that_is_not_closed_is_a_fault_of_its_line(tmp_path: Path) -> None:
+    (tmp_path / "x.csv").write_text('id,name\nQ1,a\nQ2,"b\nQ3,c\nQ4,"d"\nQ5,e\nQ6,"f\nQ7,g\n')
+    reader = TableReader(tmp_path / "x.csv")
+
+    assert [entity.id for entity in reader.entities()] == ["Q1", "Q5"]
+    assert reader.faults.counts == {"no row of a table": 2}
+    first, second = reader.faults.examples
+    assert first.startswith("line 3: ") and "left out to line 5" in first
+    assert second.startswith("line 7: ") and "left out to line 8" in second
+
+
+def test_a_byte_order_mark_keeps_the_first_line_of_a_jsonl(tmp_path: Path) -> None:
+    (tmp_path / "x.jsonl").write_text('\ufeff{"id": "Q1", "name": "a"}\n', encoding="utf-8")
+    reader = TableReader(tmp_path / "x.jsonl")
+
+    assert list(reader.entities()) == [Entity("Q1", "a")]
+    assert not reader.faults.counts
 
 
 def test_text_that_is_not_utf8_keeps_its_row_in_a_csv(tmp_path: Path) -> None:

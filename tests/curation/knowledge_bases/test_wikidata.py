@@ -1,7 +1,9 @@
 import bz2
 import gzip
 import json
+import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -99,6 +101,38 @@ def test_languages_are_taken_in_the_order_given(tmp_path: Path) -> None:
         ("Belgique", ""),
         ("Ada", "mathématicienne"),
     ]
+
+
+def test_a_blank_label_is_none(tmp_path: Path) -> None:
+    texts = _texts(en="", mul="Ada")
+    reader = WikidataReader(_dump(tmp_path, _item("Q1", labels=texts, descriptions=texts)))
+
+    assert list(reader.entities()) == [Entity("Q1", "Ada", (), "Ada")]
+
+
+def test_what_is_read_does_not_depend_on_other_packages(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "orjson", SimpleNamespace(loads=int))
+    reader = WikidataReader(_dump(tmp_path, b'{"id":"Q1","labels":{"en":{"value":"a \\ud800"}}}'))
+
+    assert [entity.name for entity in reader.entities()] == ["a \ud800"]
+
+
+def test_blocks_of_tiny_lines_are_bounded_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mofi_lightning.curation.knowledge_bases.wikidata._BLOCK_BYTES", 12_800)
+    reader = WikidataReader(_dump(tmp_path, *[b"0"] * 1_000))
+
+    assert max(len(block.lines) for block in reader._blocks()) <= 100
+
+
+@pytest.mark.parametrize("line", [b'{"id":"Q2",}', b'{"id":"Q2","labels":{}', b'{"id":"Q\xff"}', b"[]"])
+def test_bad_lines_are_told_however_many_sitelinks_are_asked_for(line: bytes, tmp_path: Path) -> None:
+    reader = WikidataReader(_dump(tmp_path, _item("Q1"), line), min_sitelinks=5)
+
+    assert list(reader.entities()) == []
+    assert reader.faults.counts["fewer sitelinks than asked for"] == 1
+    assert reader.faults.examples[0].startswith("line 3: no")
 
 
 def test_filters_keep_what_was_asked_for_and_count_the_rest(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase, build_knowledge_base
-from mofi_lightning.curation.knowledge_bases.names import normalise, words
+from mofi_lightning.curation.knowledge_bases.names import LONGEST_TEXT, normalise, words
 from mofi_lightning.curation.texts.linking import Linked, Linker, Linking
 from mofi_lightning.curation.texts.mentions import Gazetteer, MentionDetector
 from mofi_lightning.curation.texts.word_counts import WordCounts
@@ -82,7 +82,7 @@ def naive(base: KnowledgeBase, text: str, corpus: Sequence[str], linking: Linkin
                 (preferred + 0.5 / len(names[entity.id])) / min(map(share, mention.split()))
             ) + linking.popularity * math.log((1 + entity.popularity) / (1 + top))
             for word in bag:
-                if counts[word] > mention.split().count(word):
+                if counts[word] and word not in mention.split():
                     scores[mention, entity.id] += linking.context * math.log(1 + 1 / len(bag) / share(word))
     sure = {}
     for (mention, id), score in scores.items():
@@ -153,6 +153,14 @@ def test_a_homonym_is_resolved_by_the_words_of_the_descriptions(base: KnowledgeB
         assert best(base, "jaguar, an animal of the Americas", linking) == "Q4"
         assert best(base, "Jaguar built in Coventry", linking) == "Q5"
         assert best(base, "lion in Reading", replace(linking, popularity=0.0)) == "Q7"
+
+
+def test_a_name_that_is_said_again_is_no_context(base: KnowledgeBase) -> None:
+    once, twice = (
+        linked(base, text, corpus=[*CORPUS, *["jaguar"] * 9]) for text in ("jaguar", "jaguar, jaguar")
+    )
+
+    assert twice == pytest.approx(once)
 
 
 def test_a_homonym_is_resolved_by_what_is_named_beside_it(base: KnowledgeBase) -> None:
@@ -308,6 +316,16 @@ def test_sentence_vectors_tell_homonyms_apart(base: KnowledgeBase, tmp_path: Pat
     moved = [math.log(savanna[id] / plain[id]) for id in ("Q6", "Q7", "Q8")]
     nothing = math.log((1 - sum(savanna.values())) / (1 - sum(plain.values())))
     assert sum(moved) / 3 == pytest.approx(nothing, rel=1e-4)
+
+
+def test_the_sentence_model_reads_the_start_of_a_very_long_text(base: KnowledgeBase, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"word": ["savanna", "feline", "ale"]}), tmp_path / "tiny_index.parquet")
+    np.save(tmp_path / "tiny_emb.npy", np.array([[1, 0], [1, 0], [0, 1]], dtype=np.float32))
+    linking = replace(PLAIN, sentence_model=str(tmp_path))
+    start = "lion, savanna" + " " * LONGEST_TEXT
+    linker = Linker(base, WordCounts.count(CORPUS, base), [Gazetteer()], linking)
+
+    assert linker.link([start + "ale " * 9]) == linker.link([start])
 
 
 @pytest.mark.parametrize(

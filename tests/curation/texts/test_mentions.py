@@ -81,6 +81,24 @@ def test_the_union_has_known_names_once_in_the_order_of_the_detectors(knowledge_
     assert find_all((), ["cat"], knowledge_base) == [[]]
 
 
+@pytest.mark.parametrize(
+    ("text", "said", "expected"),
+    [
+        ("in New York City", ("new york",), ["new york city"]),
+        ("in New York City, New York", ("new york",), ["new york city", "new york"]),
+        ("New York City New York City", ("new york",), ["new york city"]),
+        ("New York, hot dog", ("new york city",), ["new york", "hot dog", "new york city"]),
+        ("vitamin C", ("c",), ["vitamin c"]),
+        ("New York City Hall", ("city hall",), ["new york city", "city hall"]),
+    ],
+)
+def test_the_longest_name_wins_among_detectors_too(
+    text: str, said: tuple[str, ...], expected: list[str], knowledge_base: KnowledgeBase
+) -> None:
+    assert find_all((Gazetteer(), Said(said)), [text], knowledge_base) == [expected]
+    assert set(find_all((Said(said), Gazetteer()), [text], knowledge_base)[0]) == set(expected)
+
+
 def test_a_detector_is_sent_to_other_processes_with_its_settings(knowledge_base: KnowledgeBase) -> None:
     detector = pickle.loads(pickle.dumps(Gazetteer(ignored=("cat",))))
 

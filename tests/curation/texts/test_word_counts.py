@@ -68,6 +68,25 @@ def test_a_missing_or_damaged_file_is_named(tmp_path: Path, content: bytes | Non
         WordCounts.load(path)
 
 
+def test_a_byte_that_changed_is_noticed_wherever_it_is(base: KnowledgeBase, tmp_path: Path) -> None:
+    counts = WordCounts.count(TEXTS, base)
+    counts.save(tmp_path / "counts")
+    content = (tmp_path / "counts").read_bytes()
+    noticed = 0
+    for place in range(len(content)):
+        for mask in (1, 4, 6, 255):  # among them, other methods of compression
+            damaged = bytearray(content)
+            damaged[place] ^= mask
+            (tmp_path / "counts").write_bytes(damaged)
+            try:
+                found = WordCounts.load(tmp_path / "counts")
+            except InputError:
+                noticed += 1
+            else:  # a byte that means nothing, such as the time
+                assert (found.texts, found.counts.tolist()) == (counts.texts, counts.counts.tolist())
+    assert noticed > len(content)
+
+
 def test_counts_of_different_knowledge_bases_do_not_add_up(base: KnowledgeBase) -> None:
     counts = WordCounts.count(TEXTS, base)
     with pytest.raises(InputError, match="do not add up"):

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import re
 from collections.abc import Iterable, Iterator
+
+import numpy as np
 
 from mofi_lightning.curation.knowledge_bases.base import Faults, shown
 from mofi_lightning.sources.base import Entity, well_formed
@@ -14,6 +15,8 @@ from mofi_lightning.sources.base import Entity, well_formed
 MOST_NAME = 250
 MOST_ID = 250
 MOST_DESCRIPTION = 5_000
+# it is stored as float32
+MOST_POPULARITY = float(np.finfo(np.float32).max)
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]+")
 
@@ -25,7 +28,8 @@ def admitted(entities: Iterable[Entity], faults: Faults) -> Iterator[Entity]:
     - A name has at most 250 characters. An entity without a name, or with a longer one, is left out; of the
       aliases, only those that are longer.
     - Control characters and line ends become spaces, lone surrogates U+FFFD.
-    - A description is cut after 5,000 characters. A popularity that is negative or no number counts as 0.
+    - A description is cut after 5,000 characters. A popularity that is negative, above
+      3.4e38 or no number counts as 0.
 
     Args:
         entities: read once.
@@ -51,8 +55,8 @@ def admitted(entities: Iterable[Entity], faults: Faults) -> Iterator[Entity]:
         if len(entity.description) > MOST_DESCRIPTION:
             faults.add(f"description cut after {MOST_DESCRIPTION:,} characters", where)
         popularity = entity.popularity
-        if not 0 <= popularity < math.inf:
-            faults.add("popularity is negative or no number", where, str(popularity))
+        if not 0 <= popularity <= MOST_POPULARITY:
+            faults.add("popularity is negative, above 3.4e38 or no number", where, str(popularity))
             popularity = 0.0
         description = _clean(entity.description[:MOST_DESCRIPTION])
         types = tuple(type for type in entity.types if _is_printable(type))

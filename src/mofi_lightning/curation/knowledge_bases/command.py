@@ -103,6 +103,7 @@ def lookup(knowledge_base: Path, text: str, most: int = 10) -> None:
     from rich.console import Console
 
     from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase
+    from mofi_lightning.curation.knowledge_bases.names import words
     from mofi_lightning.curation.texts.mentions import Gazetteer
 
     if most < 1:
@@ -111,6 +112,11 @@ def lookup(knowledge_base: Path, text: str, most: int = 10) -> None:
     names = list(dict.fromkeys(Gazetteer().find([text], base)[0]))
     if not names:
         print(f"no name of {knowledge_base} stands in {shown(text)!r}")
+        if by_themselves := dict.fromkeys(base.aliases.find(words(text))):
+            print(
+                f"but {shown(', '.join(by_themselves))}, which names something and is no mention by itself: "
+                "a stop word, what captions say of any picture, a number or a single character"
+            )
     console = Console()
     for name in names:
         rows, named = base.aliases.candidates(base.aliases.number(name))

@@ -79,7 +79,15 @@ class KnowledgeBase:
             self._ids = IdIndex(folder / "ids")
             self._bags = WordBags(folder / "bags")
             self.aliases = AliasIndex(folder / "aliases")
-        except (OSError, ValueError, KeyError, EOFError, RuntimeError, pa.ArrowException) as error:
+        except (
+            OSError,
+            ValueError,
+            TypeError,
+            LookupError,
+            EOFError,
+            RuntimeError,
+            pa.ArrowException,
+        ) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"knowledge base {folder} is damaged ({reason}); build it anew") from error
 
@@ -171,18 +179,29 @@ def build_knowledge_base(
     with claimed(place.with_name(f".{place.name}"), wait=False) as lock:
         if lock is None:
             raise InputError(f"another process is writing {folder}; wait for it, or choose another output")
-        partial = place.with_name(f".{place.name}.partial")
+        partial, old = (place.with_name(f".{place.name}.{state}") for state in ("partial", "old"))
+        _restore(old, place)  # a build may have been killed while it replaced the knowledge base
+        shutil.rmtree(old, ignore_errors=True)
         shutil.rmtree(partial, ignore_errors=True)
         try:
             partial.mkdir()
             _write_entities(track(entities, "reading entities", total), partial, faults)
             _write_names(partial, faults, folder)
-            shutil.rmtree(place, ignore_errors=True)
+            # aside, not away: a folder of which a part is removed is no knowledge base, nor free for one
+            if place.exists():
+                os.replace(place, old)
             os.replace(partial, place)
         except BaseException:
+            _restore(old, place)
             shutil.rmtree(partial, ignore_errors=True)
             raise
+        shutil.rmtree(old, ignore_errors=True)
     return KnowledgeBase(folder)
+
+
+def _restore(old: Path, place: Path) -> None:
+    if old.exists() and not place.exists():
+        os.replace(old, place)
 
 
 def _write_entities(entities: Iterable[Entity], folder: Path, faults: Faults) -> None:

@@ -18,6 +18,9 @@ _UNSPACED = (
 _RUN = rf"[^ '{_UNSPACED}]"
 _WORD = re.compile(rf"[{_UNSPACED}][^\w ']*|(?=\w){_RUN}+(?:'{_RUN}+)*'?")
 
+# common words that the rules for plurals would not bring together, and none that also cut dense and phase
+_SINGULAR = {"gases": "gas", "gasses": "gas", "lens": "lens", "lense": "lens", "lenses": "lens"}
+
 _APOSTROPHES = "'`\u2019\u02bc"
 _ACCENTED_SCRIPTS = ("LATIN ", "GREEK ", "CYRILLIC ")
 # letters of these scripts with a stroke or ligature, which no decomposition takes apart
@@ -36,7 +39,7 @@ _DROPPED = re.compile(
 def words(text: str) -> list[str]:
     """The normalised words of `text`, the form in which texts and names are compared.
 
-    1. Only the first `LONGEST_TEXT` characters are read, to the last space in them.
+    1. Only the first `LONGEST_TEXT` characters are read, to the last space in their second half.
     2. Unicode NFKC and case folding (full-width and ligature forms, `STRASSE` for `straße`).
     3. Accents go: those of Latin, Greek and Cyrillic letters (`é`, `ё`, `ø`) and the vowel points of Hebrew
        and Arabic. Marks of other scripts are letters (Devanagari, Thai) and stay.
@@ -44,15 +47,18 @@ def words(text: str) -> list[str]:
        scripts that put no spaces between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) every letter is
        a word, so that a name is found in the middle of a sentence: the longest name that starts at a letter.
     5. A possessive ending is cut, other apostrophes are dropped.
-    6. A plain English plural ending is cut by rule.
+    6. A plain English plural ending is cut by rule. Irregular plurals (`mice`, `knives`) stay other words.
 
-    The results are keys, not spelling: `cookies` and `cookie` both give `cooky`.
+    The results are keys, not spelling: `cookies` and `cookie` both give `cooky`, `shoes` and `shoe` `sho`.
 
     >>> words("The dog\u2019s  BISCUITS, two_boxes, Café 東京Tower")
     ['the', 'dog', 'biscuit', 'two', 'box', 'cafe', '東', '京', 'tower']
     """
     if len(text) > LONGEST_TEXT:
-        text = text[:LONGEST_TEXT].rsplit(maxsplit=1)[0]
+        cut = text[:LONGEST_TEXT]
+        head = next(iter(cut.rsplit(maxsplit=1)), "")
+        # without a space in the second half, the rest is one word of a script without spaces, or noise
+        text = head if len(head) > LONGEST_TEXT // 2 else cut
     if text.isascii():
         # bytes are translated several times faster than a str
         plain = text.encode().translate(_ASCII).decode()
@@ -83,12 +89,15 @@ def _letter(character: str) -> str:
 
 def _stem(word: str) -> str:
     word = word.removesuffix("'").removesuffix("'s").replace("'", "")
+    if word in _SINGULAR:
+        return _SINGULAR[word]
     if len(word) > 3 and word.endswith("s") and not word.endswith(("ss", "us", "is")):
         word = word[:-1]
-    # singular and plural must meet, so these two apply to both: berrie(s), cookie(s); boxe(s), headache(s)
+    # singular and plural must meet, so these apply to both: berrie(s), cookie(s); boxe(s), headache(s);
+    # buse(s), house(s); irise(s), noise(s); heroe(s), shoe(s)
     if len(word) > 4 and word.endswith("ie"):
         word = word[:-2] + "y"
-    elif len(word) > 3 and word.endswith(("xe", "che", "she", "sse", "ze")):
+    elif len(word) > 3 and word.endswith(("xe", "che", "she", "sse", "ze", "use", "ise", "oe")):
         word = word[:-1]
     return word
 

@@ -37,6 +37,9 @@ class TableReader(KnowledgeBaseReader):
     ignored. Aliases and types are lists, or texts with a | between the values. The first line of .csv and
     .tsv names the columns; .tsv knows no quotes. The knowledge_base.parquet of `mofi pairs` is such a table.
 
+    In a .csv, a quote that is not closed takes the lines up to the next quote with it: they are left out, as
+    one fault, and reading goes on behind them.
+
     Args:
         path: The table.
 
@@ -83,7 +86,7 @@ class TableReader(KnowledgeBaseReader):
     def _json_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         for number, line in lines(self.path, self.faults, _LONGEST_LINE):
             where = f"line {number:,}"
-            if line.isspace():
+            if not line.strip():
                 continue
             try:
                 values = json.loads(line.decode())
@@ -105,6 +108,7 @@ class TableReader(KnowledgeBaseReader):
             self._texts(),
             delimiter="," if is_csv else "\t",
             quoting=csv.QUOTE_MINIMAL if is_csv else csv.QUOTE_NONE,
+            strict=True,
         )
         header: Sequence[str] = ()
         while True:
@@ -114,7 +118,7 @@ class TableReader(KnowledgeBaseReader):
             except StopIteration:
                 break
             except csv.Error as error:
-                self.faults.add("no row of a table", where, str(error))
+                self.faults.add("no row of a table", where, f"{error}; left out to line {rows.line_num:,}")
                 continue
             if not header:
                 header = [name.strip().lower() for name in row]
@@ -132,7 +136,7 @@ class TableReader(KnowledgeBaseReader):
 
     def _texts(self) -> Iterator[str]:
         for number, line in lines(self.path, self.faults, _LONGEST_LINE):
-            text = line.decode("utf-8-sig" if number == 1 else "utf-8", "replace")
+            text = line.decode("utf-8", "replace")
             if "\ufffd" in text and b"\xef\xbf\xbd" not in line:
                 self.faults.add("not UTF-8, with \ufffd in its place", f"line {number:,}")
             yield text
@@ -141,7 +145,7 @@ class TableReader(KnowledgeBaseReader):
 def _entity(values: dict[str, Any]) -> Entity:
     id = values.get("id")
     return Entity(
-        str(id) if isinstance(id, int) else _text(id),
+        str(id) if isinstance(id, int) and not isinstance(id, bool) else _text(id),
         _text(values.get("name")),
         _texts(values.get("aliases")),
         _text(values.get("description")),

@@ -29,13 +29,13 @@ class Name(NamedTuple):
         text: normalised.
         rows: the entities it may mean, ascending: all, or the 64 most popular ones.
         priors: the evidence for each of them that the name alone gives.
-        words: how often each word stands in it, by number.
+        words: the numbers of its words.
     """
 
     text: str
     rows: tuple[int, ...]
     priors: tuple[float, ...]
-    words: Counter[int]
+    words: frozenset[int]
 
 
 class Profile(NamedTuple):
@@ -85,7 +85,7 @@ class Evidence:
             for row, preferred in zip(found, named[most_popular].tolist(), strict=True)
         ]
         priors = np.array(specific) + self._popularity * behind[most_popular]
-        return Name(text, found, tuple(priors.tolist()), Counter(numbers))
+        return Name(text, found, tuple(priors.tolist()), frozenset(numbers))
 
     def _describe(self, row: int) -> Profile:
         """The entity at `row`."""

@@ -15,7 +15,7 @@ from functools import cached_property
 from typing import Any, NamedTuple
 
 from mofi_lightning.curation.knowledge_bases.knowledge_base import KnowledgeBase
-from mofi_lightning.curation.knowledge_bases.names import words
+from mofi_lightning.curation.knowledge_bases.names import LONGEST_TEXT, words
 from mofi_lightning.curation.texts.evidence import Evidence, Name
 from mofi_lightning.curation.texts.mentions import MentionDetector, find_all
 from mofi_lightning.curation.texts.sentence_vectors import SentenceVectors
@@ -82,7 +82,7 @@ class Linker:
       over all names of e; P(m) is the share of texts with the rarest word of m. So words that most texts have
       (picture, free, download) name nothing, though they are names of something;
     - popularity: `popularity` log ((1 + p(e)) / (1 + p)), with p the highest among the entities of the name;
-    - context: `context` times the sum over the words w of e that stand in the text outside m of
+    - context: `context` times the sum over the words w of e that stand in the text and not in m of
       log(1 + P(w | e) / P(w)), with P(w | e) even over the words of the names and description of e and P(w)
       the share of texts with w;
     - likeness, for ambiguous names and with a sentence model: `sentences` times the cosine of the text with
@@ -137,7 +137,7 @@ class Linker:
         different = list({word: None for of_text in tokens for word in of_text})
         numbers = dict(zip(different, self._knowledge_base.word_numbers(different), strict=True))
         return [
-            self._link(text, names, Counter(map(numbers.__getitem__, of_text)))
+            self._link(text[:LONGEST_TEXT], names, Counter(map(numbers.__getitem__, of_text)))
             for text, names, of_text in zip(texts, found, tokens, strict=True)
         ]
 
@@ -167,7 +167,7 @@ class Linker:
         for row, score in zip(name.rows, name.priors, strict=True):
             evidence = self._evidence.profile(row).words
             # over the entity's few words, not over the text's, which may be millions
-            outside = [word for word in evidence.keys() & counts.keys() if counts[word] > name.words[word]]
+            outside = (evidence.keys() & counts.keys()) - name.words
             scores.append(score + self._linking.context * math.fsum(map(evidence.__getitem__, outside)))
         if self._sentence_vectors is not None and len(scores) > 1:
             labels = [self._evidence.profile(row).text for row in name.rows]

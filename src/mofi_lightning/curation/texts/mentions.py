@@ -72,14 +72,37 @@ def find_all(
 ) -> list[list[str]]:
     """The union of what `detectors` find: for each of `texts` the names that `knowledge_base` has, each once.
 
-    They come in the order of the first detector, then what the next one adds.
+    They come in the order of the first detector, then what the next one adds. The longest names win here too:
+    a name inside a longer one that was found is dropped, unless it also stands elsewhere in the text.
     """
     found: list[dict[str, None]] = [{} for _ in texts]
     for detector in detectors:
         for names, more in zip(found, detector.find(texts, knowledge_base), strict=True):
             names.update(dict.fromkeys(more))
     number = knowledge_base.aliases.number
-    return [[name for name in names if number(name) >= 0] for names in found]
+    known = ([name for name in names if number(name) >= 0] for names in found)
+    return [_longest(names, text) for names, text in zip(known, texts, strict=True)]
+
+
+def _longest(names: list[str], text: str) -> list[str]:
+    """`names`, but for those that stand in `text` only inside longer ones of them."""
+    side_by_side = f" {' | '.join(names)} "
+    inside = {name for name in names if side_by_side.count(f" {name} ") > 1}
+    if not inside:
+        return names
+    # two spaces between words: names that follow each other do not share one
+    left = _spaced(words(text))
+    dropped = set()
+    for name in sorted(names, key=lambda name: -name.count(" ")):
+        spaced = _spaced(name.split())
+        if name in inside and spaced not in left:
+            dropped.add(name)
+        left = left.replace(spaced, "|")
+    return [name for name in names if name not in dropped]
+
+
+def _spaced(words: Iterable[str]) -> str:
+    return "".join(f" {word} " for word in words)
 
 
 def _is_mention(name: str, ignored: frozenset[str]) -> bool:

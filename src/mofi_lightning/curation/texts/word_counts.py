@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import lzma
 import os
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -21,6 +23,18 @@ Counts = NDArray[np.int64]
 
 # texts whose words are looked up together: most are repeats, and few enough to hold
 _BATCH = 16_384
+# what numpy raises where a file is missing or damaged: any of its bytes may be wrong
+_DAMAGE = (
+    OSError,
+    ValueError,
+    LookupError,
+    EOFError,
+    TypeError,
+    RuntimeError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,5 +103,5 @@ class WordCounts:
         try:
             with np.load(path, allow_pickle=False) as file:
                 return cls(file["counts"], int(file["texts"]))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+        except _DAMAGE as error:
             raise InputError(f"word counts {path} are missing or damaged; count the texts anew") from error
