@@ -54,14 +54,18 @@ def test_impossible_engines_are_refused() -> None:
         pass
 
 
+def test_an_address_where_nothing_listens_is_refused_at_once() -> None:
+    for address in ("127.0.0.1:1", "ray://127.0.0.1:1", "127.0.0.1:99999"):
+        with (
+            pytest.raises(InputError, match=rf"no Ray cluster answers at {address} .*`ray start --head`"),
+            open_engine("ray", 2, address),
+        ):
+            pass
+
+
 @pytest.mark.slow
-def test_ray_maps_passes_errors_on_and_survives_no_address() -> None:
+def test_ray_maps_and_passes_errors_on() -> None:
     with open_engine("ray", 2, None) as map_parts:
         assert sorted(map_parts(square, range(20))) == [number**2 for number in range(20)]
         with pytest.raises(InputError, match="-3 is below 0"):
             list(map_parts(square, [1, -3]))
-    with (
-        pytest.raises(InputError, match=r"no Ray cluster answers at 127\.0\.0\.1:1 .*`ray start --head`"),
-        open_engine("ray", 2, "127.0.0.1:1"),
-    ):
-        pass

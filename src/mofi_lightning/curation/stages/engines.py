@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import re
+import socket
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Literal, Protocol, TypeVar
@@ -17,6 +19,8 @@ _R = TypeVar("_R")
 
 # a task whose worker died is given to another one this many times
 _RETRIES = 10
+# to wait for a cluster's first sign
+_SECONDS = 10.0
 # tasks that wait for each worker, so that none idles and the cluster's queue stays short
 _WAITING = 2
 
@@ -68,15 +72,30 @@ def _start_ray(address: str | None, workers: int) -> Any:
         import ray
     except ImportError as error:
         raise InputError("the engine ray needs Ray; pip install 'mofi-lightning[ray]' brings it") from error
+    _knock(address)
     here: dict[str, Any] = {} if address else {"num_cpus": workers, "include_dashboard": False}
     try:
         ray.init(address, log_to_driver=False, logging_level=logging.ERROR, **here)
     except (ConnectionError, ValueError, RuntimeError) as error:
-        raise InputError(
-            f"no Ray cluster answers at {address or 'this machine'} ({' '.join(str(error).split())[:200]}); "
-            "`ray start --head` starts one, and --ray_address names it"
-        ) from error
+        raise _no_cluster(address, error) from error
     return ray
+
+
+def _knock(address: str | None) -> None:
+    """Refuse an address where nothing listens: Ray would try for minutes."""
+    host = re.fullmatch(r"(?:ray://)?(\[?[^/]+?\]?):(\d+)", address or "")
+    if host:
+        try:
+            socket.create_connection((host[1].strip("[]"), int(host[2])), _SECONDS).close()
+        except (OSError, OverflowError) as error:
+            raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> InputError:
+    return InputError(
+        f"no Ray cluster answers at {address or 'this machine'} ({' '.join(str(error).split())[:200]}); "
+        "`ray start --head` starts one, and --ray_address names it"
+    )
 
 
 def _map_ray(ray: Any, function: Callable[[_T], _R], tasks: Iterable[_T]) -> Iterator[_R]:
