@@ -102,13 +102,13 @@ def curate(
 
     criteria = Criteria(top_k, threshold, keep, precision, min_images, max_images)
     # workers of a cluster have working directories of their own
-    pairs, output = pairs.resolve(), output.resolve()
+    pairs, output = pairs.absolute(), output.absolute()
     inputs = Inputs(
         pairs=pairs,
         split=split,
-        knowledge_base=(knowledge_base or _folder(pairs) / "knowledge_base.parquet").resolve(),
+        knowledge_base=(knowledge_base or _folder(pairs) / "knowledge_base.parquet").absolute(),
         truth=truth or _where_it_is(_folder(pairs) / "truth.parquet"),
-        scorer=scorer if scorer is None or not Path(scorer).exists() else str(Path(scorer).resolve()),
+        scorer=scorer if scorer is None or not Path(scorer).exists() else str(Path(scorer).absolute()),
         detectors=(Gazetteer(),) if detectors is None else tuple(detectors),
         filters=tuple(filters or []),
         linking=linking,

@@ -14,18 +14,12 @@ import numpy as np
 from mofi_lightning.curation.inputs import Inputs
 from mofi_lightning.curation.knowledge_bases.knowledge_base import FILE_NAME, KnowledgeBase
 from mofi_lightning.curation.labels.selection import Criteria
+from mofi_lightning.curation.stages.agreement import Agreement, Standard
 from mofi_lightning.curation.stages.base import Stage, atomic, fingerprint
 from mofi_lightning.curation.stages.choose import Chooser, Chosen
 from mofi_lightning.curation.stages.counting import Corpus
 from mofi_lightning.curation.stages.engines import Map
-from mofi_lightning.curation.stages.images import (
-    Agreement,
-    Block,
-    EmbedEntities,
-    ScoreImages,
-    Standard,
-    usable_images,
-)
+from mofi_lightning.curation.stages.images import Block, EmbedEntities, ScoreImages, usable_images
 from mofi_lightning.curation.stages.labels import RankCandidates, candidate_rows
 from mofi_lightning.curation.stages.parts import Part, check_keys
 from mofi_lightning.curation.stages.texts import CountWords, LinkTexts, sample

@@ -10,8 +10,9 @@ import numpy as np
 
 from mofi_lightning.curation.images.similarity import combine
 from mofi_lightning.curation.labels.selection import Candidates, Labels, rank
+from mofi_lightning.curation.stages.agreement import Standard
 from mofi_lightning.curation.stages.base import Stage, flat
-from mofi_lightning.curation.stages.images import Standard, candidates_of, usable_images
+from mofi_lightning.curation.stages.images import candidates_of, usable_images
 from mofi_lightning.curation.stages.parts import Part
 
 if TYPE_CHECKING:
