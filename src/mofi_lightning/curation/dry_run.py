@@ -115,8 +115,8 @@ def estimate(inputs: Inputs, criteria: Criteria, map_parts: Map, rows: int, outp
 
 def _seconds_a_row(work: list[_Work]) -> float:
     """Without the first task of each process that did several: it loads the model, and so on."""
-    seen: set[int] = set()
-    again = [one for one in work if one.process in seen or seen.add(one.process)]  # type: ignore[func-returns-value]
+    processes = [one.process for one in work]
+    again = [one for number, one in enumerate(work) if one.process in processes[:number]]
     counted = again or work
     return sum(one.seconds for one in counted) / max(1, sum(one.rows for one in counted))
 

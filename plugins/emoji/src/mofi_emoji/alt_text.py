@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from random import Random
+from typing import TypeVar
 
 from mofi_emoji.catalogue import Emoji
+
+T = TypeVar("T")
 
 TEMPLATES = (
     "{}",
@@ -25,15 +28,25 @@ GENERIC_SHARE, FILE_NAME_SHARE, EMPTY_SHARE = 0.05, 0.03, 0.02
 
 def noisy_alt_text(drawn: Emoji, entities: Sequence[Emoji], random: Random) -> str:
     """A text for a drawing of `drawn`; a wrong one names another of `entities`, drawn uniformly."""
-    named = drawn
-    if random.random() < WRONG and len(entities) > 1:
-        while named is drawn:
-            named = random.choice(entities)
+    named = or_another(drawn, entities, random)
     text = named.name
     if random.random() < TAGS and named.tags:
         text = ", ".join(random.sample(named.tags, min(2, len(named.tags))))
     text = random.choice(TEMPLATES).format(text)
+    return or_nothing(text, random)
 
+
+def or_another(drawn: T, entities: Sequence[T], random: Random) -> T:
+    """`drawn`, or for a wrong text another one of `entities`."""
+    named = drawn
+    if random.random() < WRONG and len(entities) > 1:
+        while named is drawn:
+            named = random.choice(entities)
+    return named
+
+
+def or_nothing(text: str, random: Random) -> str:
+    """`text`, or one that names nothing: generic words, the name of a file, or none at all."""
     kind = random.random()
     if kind < GENERIC_SHARE:
         return random.choice(GENERIC)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from random import Random
 
-from mofi_emoji.alt_text import EMPTY_SHARE, FILE_NAME_SHARE, GENERIC, GENERIC_SHARE, WRONG
+from mofi_emoji.alt_text import or_another, or_nothing
 from mofi_emoji.flags_catalogue import Place
 
 TEMPLATES = (
@@ -24,23 +24,12 @@ CONTEXT = 0.40  # share of the texts that also say where the place is, or its ca
 
 def noisy_flag_text(shown: Place, places: Sequence[Place], random: Random) -> str:
     """A text for a flag of `shown`; a wrong one is about another of `places`, drawn uniformly."""
-    named = shown
-    if random.random() < WRONG and len(places) > 1:
-        while named is shown:
-            named = random.choice(places)
+    named = or_another(shown, places, random)
     text = random.choice(TEMPLATES).format(_name(named, random))
     context = [about for about in (named.region, named.capital) if about]
     if random.random() < CONTEXT and context:
         text = f"{text}, {random.choice(context)}"
-
-    kind = random.random()
-    if kind < GENERIC_SHARE:
-        return random.choice(GENERIC)
-    if kind < GENERIC_SHARE + FILE_NAME_SHARE:
-        return f"IMG_{random.randrange(10_000):04d}.png"
-    if kind < GENERIC_SHARE + FILE_NAME_SHARE + EMPTY_SHARE:
-        return ""
-    return text
+    return or_nothing(text, random)
 
 
 def _name(place: Place, random: Random) -> str:
