@@ -141,6 +141,9 @@ def test_a_scorer_chooses_and_filters(pairs: Path, tmp_path: Path, scorer: Path)
     half = round(0.5 * steps["best by score"]["labels"])
     assert half <= steps[over]["labels"] <= half + 1  # equal scores, as of copies, stay together
     scores = [score for row in rows_of(output) for score in row.scores]
+    threshold = json.loads((output / "curation.json").read_text())["threshold"]
+    best = pq.read_table(output / "stages" / "ranked" / "000000.parquet")["score"].to_pylist()
+    assert sorted(scores) == sorted(score for score in best if score >= threshold)
     scored = pq.read_table(output / "stages" / "scored" / "000000.parquet").to_pylist()
     linked = pq.read_table(output / "stages" / "linked" / "000000.parquet").to_pylist()
     assert len(scores) == steps["1+ images"]["labels"]
@@ -290,7 +293,8 @@ def test_a_kill_at_the_end_of_the_move_loses_nothing(
     assert moment == "rmdir" or not (output / "dataset.json").exists()
     monkeypatch.undo()
     publish(fresh, output)
-    assert {file.read_text() for file in output.iterdir()} == {"new"} and not fresh.exists()
+    found = {file.name: file.read_text() for file in output.iterdir()}
+    assert found == {"vocabulary.arrow": "new", "dataset.json": "new"} and not fresh.exists()
 
 
 def test_parts_of_several_chunks_survive_a_kill_while_they_are_joined(
