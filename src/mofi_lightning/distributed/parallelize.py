@@ -1,7 +1,8 @@
-"""The one place that lays parallelism over the modules: encoders and objective become FSDP2 units."""
+"""The one place that lays parallelism over the modules: activation checkpointing, then compiling, then sharding."""
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 
 import torch
@@ -9,9 +10,30 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.utils.checkpoint import checkpoint
+
+from mofi_lightning.distributed.blocks import encoder_blocks
 
 
-def parallelize(
+def checkpoint_activations(encoder: nn.Module) -> None:
+    """Keep only the inputs of the encoder's blocks for the backward, which then runs the blocks again.
+
+    The blocks' names, and with them every key of a state dict, stay what they are.
+    """
+    for block in encoder_blocks(encoder):
+        block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
+
+
+def compile_blocks(encoder: nn.Module) -> None:
+    """Compile each block of the encoder; torch marks the token axis dynamic at its second length.
+
+    Blocks of one class share their code, so that a ViT compiles once.
+    """
+    for block in encoder_blocks(encoder):
+        block.forward = torch.compile(block.forward)
+
+
+def shard(
     encoders: Iterable[nn.Module],
     objective: nn.Module,
     mesh: DeviceMesh,
@@ -23,22 +45,25 @@ def parallelize(
     Nothing outside these modules may hold parameters: FSDP would leave them unsynchronised, silently.
 
     Args:
-        encoders: the towers, each one FSDP unit.
+        encoders: the towers; each of their blocks is one FSDP unit, the rest of a tower another.
         objective: an `Objective`; runs in full precision always.
         mesh: `[shard]` or `[replicate, shard]`.
         world_mesh: one dimension over all ranks, over which the objective splits its class table.
         bf16: compute the encoders in bf16, with gradients reduced in fp32 and outputs in fp32.
     """
-    policy = MixedPrecisionPolicy()
+    inner = outer = MixedPrecisionPolicy()
     if bf16:
-        policy = MixedPrecisionPolicy(
+        inner = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        outer = MixedPrecisionPolicy(
             param_dtype=torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32
         )
     for encoder in encoders:
         for module in encoder.modules():
             if bf16 and isinstance(module, _BatchNorm):  # its statistics are fp32 and do not mix with bf16
                 fully_shard(module, mesh=mesh, mp_policy=MixedPrecisionPolicy(cast_forward_inputs=False))
-        fully_shard(encoder, mesh=mesh, mp_policy=policy)
+        for block in encoder_blocks(encoder):
+            fully_shard(block, mesh=mesh, mp_policy=inner)
+        fully_shard(encoder, mesh=mesh, mp_policy=outer)
     objective.shard(world_mesh)  # type: ignore[operator]
     if any(True for _ in objective.parameters()):
         fully_shard(objective, mesh=mesh)

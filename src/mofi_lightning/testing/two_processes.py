@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
 from mofi_lightning.distributed import rank, world_size
-from mofi_lightning.distributed.parallelize import parallelize
+from mofi_lightning.distributed.parallelize import shard
 from mofi_lightning.objectives.base import Objective, ObjectiveFactory
 from mofi_lightning.testing import batches
 from mofi_lightning.testing.batches import Rows
@@ -125,7 +125,7 @@ def _traces(factory: ObjectiveFactory, num_entities: int, rows: int, embed_dim: 
             objective = factory(spec).double()
             if world_size() > 1:
                 mesh = init_device_mesh("cpu", (world_size(),))
-                parallelize([], objective, mesh, mesh, bf16=False)
+                shard([], objective, mesh, mesh, bf16=False)
             start = whole_state(objective)
             data = [batches.take(r, own) for r in data]
             steps = train(objective, data)

@@ -2,28 +2,35 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
-from mofi_lightning.data.vocabulary import EntityVocabulary
 from mofi_lightning.distributed import gather_labels
-from mofi_lightning.distributed.parallelize import parallelize
+from mofi_lightning.distributed.blocks import encoder_blocks
+from mofi_lightning.distributed.parallelize import checkpoint_activations, compile_blocks, shard
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
+from mofi_lightning.training.averaging import WeightAverage
 from mofi_lightning.training.checkpointing import export_model
+from mofi_lightning.training.description import describe, refuse_another
+from mofi_lightning.training.gradients import Gradients
 from mofi_lightning.training.optimization import Optimization
-from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
+from mofi_lightning.training.requirements import check_requirements
+from mofi_lightning.training.skipping import SkippedSteps
+from mofi_lightning.training.slicing import encode_in_slices, refuse_batch_statistics
+from mofi_lightning.training.step_metrics import StepMetrics
+from mofi_lightning.training.strategy import ShardedStrategy, refuse_what_trains_wrong
 from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
-from mofi_lightning.types import Batch, InputError, ObjectiveOutput, ObjectiveSpec
+from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec
 
 _TEXT_FIELDS = frozenset({"text", "text_tokens"})
 
@@ -38,17 +45,27 @@ class PretrainingModule(LightningModule):
     Args:
         encoder: what the DualEncoder is built from.
         objective: makes the objective from the spec (sizes and vocabulary come from encoder and data).
-        optimization: AdamW and its schedule.
+        optimization: the optimizer and its schedule.
         init_from: start from the weights of a model folder, a run or a checkpoint; what fits is taken, what
             is missing or unexpected is reported. To go on with a run, use --ckpt_path instead.
         freeze: shell patterns of parameters that keep their values, such as 'model.image.*' or
             'model.image.encoder.*' (all but the projection).
         teacher: a frozen image encoder for objectives that learn from one; not part of the model.
+        encode_slices: parts in which a batch is encoded; memory is that of one part, the gradient that of
+            the whole batch, the encoders' forward runs twice.
+        activation_checkpointing: keep only what goes into the encoders' blocks and run these again in the
+            backward: less memory, a third more compute.
+        compile_blocks: compile the encoders' blocks (torch.compile); for GPUs.
+        ema_decay: average the weights over steps with this decay, such as 0.9999; validation, the exported
+            model and `load` then use the average. Null for none.
+        max_skipped_steps: steps in a row whose loss or gradient is not finite, and which are skipped, before
+            the run ends.
     """
 
     model: DualEncoder
     objective: Objective
     teacher: Teacher | None
+    average: WeightAverage | None
 
     def __init__(
         self,
@@ -58,120 +75,123 @@ class PretrainingModule(LightningModule):
         init_from: str | None = None,
         freeze: str | Sequence[str] = (),
         teacher: TeacherConfig | None = None,
+        encode_slices: int = 1,
+        activation_checkpointing: bool = False,
+        compile_blocks: bool = False,
+        ema_decay: float | None = None,
+        max_skipped_steps: int = 10,
     ) -> None:
         super().__init__()
+        if encode_slices < 1:
+            raise InputError(f"encode_slices is {encode_slices}; give a positive number")
         self.encoder_config = encoder
         self.make_objective = objective
         self.optimization = optimization
         self.init_from = init_from
         self.frozen = [freeze] if isinstance(freeze, str) else list(freeze)
         self.teacher_config = teacher
+        self.encode_slices = encode_slices
+        self.activation_checkpointing = activation_checkpointing
+        self.compile_blocks = compile_blocks
+        self.ema_decay = ema_decay
+        self.metrics = StepMetrics()
+        self.skipped = SkippedSteps(max_skipped_steps)
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise train something wrong without a word."""
-        require_sharded(self.trainer.strategy)
-        if self.trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
-            raise InputError(
-                f"trainer.precision {self.trainer.precision!r} is not supported (it would cast the entity "
-                "table); use 'bf16-mixed' or '32-true'"
-            )
-        if self.trainer.accumulate_grad_batches != 1:
-            raise InputError(
-                f"trainer.accumulate_grad_batches={self.trainer.accumulate_grad_batches} would change the "
-                "contrastive loss; raise the sources' rows per batch instead"
-            )
-        if stage == "fit" and self.trainer.max_steps < 1:
-            raise InputError(
-                "training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1"
-            )
+        refuse_what_trains_wrong(self.trainer, stage)
 
     def configure_model(self) -> None:
         """Build model and objective, equal on every rank; called more than once, acts once."""
         if hasattr(self, "model"):
             return
-        seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
+        data = self._data()
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.model = DualEncoder.from_config(self.encoder_config)
-            data = self._data()
-            data.use(self.model.preprocess, self.model.tokenizer, self._context_length())
-            self.teacher = None if self.teacher_config is None else Teacher(self.teacher_config)
-            self.objective = self.make_objective(
-                ObjectiveSpec(
-                    self.model.embed_dim,
-                    self.model.feature_dim,
-                    data.vocabulary,
-                    text_feature_dim=None if self.model.text is None else self.model.text.encoder.feature_dim,
-                    teacher_dim=None if self.teacher is None else self.teacher.dim,
-                )
-            )
-        self._seed = seed
-        self._check_requirements()
+            torch.manual_seed(self._seed)
+            self.build(data.vocabulary)
+        text = self.model.text
+        data.use(
+            self.model.preprocess, self.model.tokenizer, 0 if text is None else text.encoder.context_length
+        )
+        check_requirements(self.objective, self.model, self.teacher is not None, data.fields)
         if self.init_from is not None and self.trainer.ckpt_path is None:
-            report = initialise(self.model, self.objective.label_space(), self.init_from)
-            if self.trainer.is_global_zero:
-                print(report)
-        freeze(self, self.frozen)
-        if self.frozen and self.trainer.is_global_zero:
+            self._say(initialise(self.model, self.objective, self.init_from, data.vocabulary))
+        self.freeze_parameters()
+        if self.frozen:
             parameters = [p for part in (self.model, self.objective) for p in part.parameters()]
             kept = sum(p.numel() for p in parameters if not p.requires_grad)
-            print(f"frozen: {kept:,} of {sum(p.numel() for p in parameters):,} parameters")
-        if self.model.text is not None and not self.objective.requires & _TEXT_FIELDS:
-            self.model.text.requires_grad_(False)  # nothing trains it, and it is not run
+            self._say(f"frozen: {kept:,} of {sum(p.numel() for p in parameters):,} parameters")
+        refuse_batch_statistics(self.model, self.encode_slices)
+        self.transform_blocks()
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            candidates = (self.model.image, self.model.text, self.teacher)
-            towers = [tower for tower in candidates if tower is not None]
             _refuse_unsynchronised_statistics(self)
             bf16 = self.trainer.precision == "bf16-mixed"
-            parallelize(towers, self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
+            shard(self.towers(), self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
+        trained = {name: p for name, p in self.exported_parameters().items() if p.requires_grad}
+        self.average = None if self.ema_decay is None else WeightAverage(trained, self.ema_decay)
 
-    def _data(self) -> Any:
-        data = getattr(self.trainer, "datamodule", None)
-        if data is None:
-            raise InputError("PretrainingModule takes its vocabulary from a datamodule; pass datamodule=...")
-        return data
+    def build(self, vocabulary: Any) -> None:
+        """Make model, teacher and objective with fresh weights, whole."""
+        self.model = DualEncoder.from_config(self.encoder_config)
+        self.teacher = None if self.teacher_config is None else Teacher(self.teacher_config)
+        text = self.model.text
+        self.objective = self.make_objective(
+            ObjectiveSpec(
+                self.model.embed_dim,
+                self.model.feature_dim,
+                vocabulary,
+                text_feature_dim=None if text is None else text.encoder.feature_dim,
+                teacher_dim=None if self.teacher is None else self.teacher.dim,
+            )
+        )
 
-    def _context_length(self) -> int:
-        return self.model.text.encoder.context_length if self.model.text is not None else 0
+    def freeze_parameters(self) -> None:
+        """Freeze what `freeze` names, and a text tower that the objective does not use."""
+        freeze(self, self.frozen)
+        if self.model.text is not None and not self.objective.requires & _TEXT_FIELDS:
+            self.model.text.requires_grad_(False)  # nothing trains it, and it is not run
 
-    def _check_requirements(self) -> None:
-        sources: Mapping[str, frozenset[str]] = self._data().fields
-        carried = frozenset().union(*sources.values()) | {"image_tokens"}
-        if self.model.text is None:
-            carried -= {"text"}
-        elif "text" in carried:
-            carried |= {"text_tokens"}
-        if self.teacher is not None:
-            carried |= {"teacher"}
-            if "teacher" not in self.objective.requires:
-                name = type(self.objective).__name__
-                raise InputError(
-                    f"model.teacher is set but objective {name!r} learns from none; leave it out"
-                )
-        for field in sorted(self.objective.requires - carried):
-            listing = "; ".join(f"{name}: {', '.join(sorted(fields))}" for name, fields in sources.items())
-            way_out = f"which no source carries ({listing})"
-            if field.startswith("text") and self.model.text is None:
-                way_out = "but the model has no text tower; set model.encoder.text"
-            if field == "teacher":
-                way_out = "but there is none; set model.teacher.image"
-            raise InputError(f"objective {type(self.objective).__name__!r} needs {field!r}, {way_out}")
+    def transform_blocks(self) -> None:
+        """Activation checkpointing and compiling, in this order, which come before sharding."""
+        for tower in self.towers():
+            if self.activation_checkpointing:
+                checkpoint_activations(tower)
+            if self.compile_blocks:
+                compile_blocks(tower)
+
+    def towers(self) -> list[nn.Module]:
+        """The encoders, each with its projection."""
+        return [t for t in (self.model.image, self.model.text, self.teacher) if t is not None]
+
+    def exported_parameters(self) -> dict[str, nn.Parameter]:
+        """Parameters that `mofi_lightning.load` reads, by their names in the training state."""
+        space = self.objective.label_space()
+        own = {id(p) for part in (self.model, space) if part is not None for p in part.parameters()}
+        return {name: p for name, p in self.named_parameters() if id(p) in own}
 
     def forward(self, batch: Batch) -> ObjectiveOutput:
         """Encode `batch` once and evaluate the objective in full precision."""
-        requires = self.objective.requires
         encoded = batch
-        if not requires & _TEXT_FIELDS:
+        if not self.objective.requires & _TEXT_FIELDS:
             encoded = {name: value for name, value in batch.items() if name != "text"}  # type: ignore[assignment]
-        embeddings = self.model(
-            encoded, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
-        )
-        if self.teacher is not None:
-            embeddings = replace(embeddings, teacher=self.teacher(batch["image"]))
+        if self.encode_slices == 1:
+            embeddings = self._encode(encoded)
+        else:
+            embeddings = encode_in_slices(self._encode, encoded, self.encode_slices)
         with torch.autocast(self.device.type, enabled=False):
             output: ObjectiveOutput = self.objective(embeddings, batch)
         return output
+
+    def _encode(self, batch: Batch) -> Embeddings:
+        requires = self.objective.requires
+        embeddings: Embeddings = self.model(
+            batch, image_tokens="image_tokens" in requires, text_tokens="text_tokens" in requires
+        )
+        return (
+            embeddings if self.teacher is None else replace(embeddings, teacher=self.teacher(batch["image"]))
+        )
 
     def train(self, mode: bool = True) -> PretrainingModule:
         """Training mode for all but what is frozen."""
@@ -184,8 +204,20 @@ class PretrainingModule(LightningModule):
         # dropout is a function of (seed, step, rank), so a resumed run repeats it without saved generators
         torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
         output = self(batch)
-        self._log_means("train", {"loss": output.loss.detach(), **output.logs}, len(batch["image"]))
+        self._loss = output.loss.detach()
+        self.metrics.add({"loss": self._loss, **output.logs})
         return output.loss
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        """Log the means since the last time, at the steps that reach the logger."""
+        interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        if interval and self.global_step % interval == 0:
+            values = self.metrics.means() | {
+                f"grad_norm/{name}": norm for name, norm in self.gradients.norms.items()
+            }
+            values["skipped_steps"] = float(self.skipped.count)
+            for name, value in values.items():
+                self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch["image"]))
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of held-out rows; where they have no labels, only of the parts that need none."""
@@ -204,72 +236,78 @@ class PretrainingModule(LightningModule):
         """Whether any rank's rows have a label: all ranks must take the same way."""
         return "entity" in batch and bool((gather_labels(batch["entity"]) >= 0).any())
 
-    def _log_means(self, stage: str, values: Mapping[str, Tensor], rows: int) -> None:
-        """Log means over ranks: one collective, and only at the steps that reach the logger."""
-        at_log_step = (self.global_step + 1) % max(1, self.trainer.log_every_n_steps) == 0  # type: ignore[attr-defined]
-        if self.trainer.world_size > 1 and at_log_step:
-            stacked = torch.stack([v.float().reshape(()) for v in values.values()])
-            torch.distributed.all_reduce(stacked)
-            values = dict(zip(values, stacked / self.trainer.world_size, strict=True))
-        for name, value in values.items():
-            self.log(f"{stage}/{name}", value, prog_bar=name == "loss", batch_size=rows)
-
     def configure_optimizers(self) -> Any:
-        """AdamW with a schedule that is a function of `trainer.max_steps`."""
-        optimizer = self.optimization.optimizer((self.model, self.objective))
+        """The optimizer with a schedule that is a function of `trainer.max_steps`."""
+        names = ("model.", "objective.")
+        parameters = {n: p for n, p in self.named_parameters() if n.startswith(names)}
+        optimizer = self.optimization.build(parameters, self._depths())
         max_steps = self.trainer.max_steps
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.optimization.lr_factor(step, max_steps)
         )
+        replicas = getattr(self.trainer.strategy, "replicas", 1)
+        parts = {
+            "image": self.model.image.parameters(),
+            "text": () if self.model.text is None else self.model.text.parameters(),
+            "objective": self.objective.parameters(),
+        }
+        self.gradients = Gradients(parts, replicas)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+
+    def _depths(self) -> dict[str, int]:
+        """How many blocks of its encoder come after each parameter's, by name."""
+        return {
+            f"model.{side}.{name}": depth
+            for side in ("image", "text")
+            if (tower := getattr(self.model, side)) is not None
+            for name, depth in block_depths(tower).items()
+        }
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the gradients, then clip them, or drop those of a step that is not finite."""
+        self.gradients.measure(self._loss)
+        if not self.gradients.finite:
+            self.gradients.drop()
+        elif gradient_clip_val and gradient_clip_algorithm == "value":
+            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        elif gradient_clip_val:
+            self.gradients.clip(gradient_clip_val)
 
     def optimizer_step(
         self, epoch: int, batch_idx: int, optimizer: Any, optimizer_closure: Any = None
     ) -> None:
-        """The optimizer's step, then what no optimizer holds (the entity table)."""
-        lr_factor = optimizer.param_groups[0]["lr"] / self.optimization.lr
+        """The optimizer's step, then what no optimizer holds (the entity table, the average)."""
+        step = self.global_step
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.objective.after_optimizer_step(lr_factor)
+        self.skipped.record(step + 1, self.gradients.finite)
+        if self.gradients.finite:
+            self.objective.after_optimizer_step(self.optimization.lr_factor(step, self.trainer.max_steps))
+            if self.average is not None:
+                self.average.update(step + 1)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within, the parameters are their averages, if there are any."""
+        if self.average is not None:
+            self.average.swap()
+        try:
+            yield
+        finally:
+            if self.average is not None:
+                self.average.swap()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `mofi_lightning.load` needs, as plain values."""
-        vocabulary = self._data().vocabulary
-        tokenizer, space = self.model.tokenizer, self.objective.label_space()
-        described = checkpoint["dual_encoder"] = {
-            "config": asdict(self.model.config),
-            "tokenizer": None if tokenizer is None else tokenizer.to_json(),
-        }
-        if space is not None:
-            module = next(name for name, part in self.named_modules() if part is space)
-            described["label_space"] = {"config": asdict(space.config), "module": module}
-        checkpoint["freeze"] = list(self.frozen)
-        checkpoint["vocabulary"] = {
-            "entities": len(vocabulary or ()),
-            "fingerprint": _fingerprint(vocabulary),
-        }
+        checkpoint |= describe(self, self._data().vocabulary)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another vocabulary, or other frozen parameters, than the checkpoint's."""
-        if self.trainer.state.fn == "fit" and checkpoint.get("freeze", []) != self.frozen:
-            raise InputError(
-                f"the checkpoint was trained with model.freeze {checkpoint.get('freeze', [])} and this run "
-                f"has {self.frozen}; resume with the same, or start anew with model.init_from"
-            )
-        space = self.objective.label_space()
-        saved_space = (checkpoint["dual_encoder"].get("label_space") or {}).get("config")
-        if space is not None and saved_space is not None and saved_space != asdict(space.config):
-            raise InputError(
-                f"the checkpoint was trained on label vectors of {saved_space} and this run's are of "
-                f"{asdict(space.config)}; resume with the label_vectors of the checkpoint"
-            )
-        vocabulary = self._data().vocabulary
-        saved = checkpoint["vocabulary"]
-        if saved["fingerprint"] != _fingerprint(vocabulary):
-            raise InputError(
-                f"the checkpoint was trained with {saved['entities']} entities (vocabulary "
-                f"{saved['fingerprint'] or 'none'}), the data set has {len(vocabulary or ())} "
-                f"({_fingerprint(vocabulary) or 'none'}); resume with the data set of the checkpoint"
-            )
+        refuse_another(checkpoint, self, self._data().vocabulary, self.trainer.state.fn == "fit")
 
     def on_train_start(self) -> None:
         """Keep the vocabulary beside the checkpoints: without it a table's rows mean nothing."""
@@ -279,22 +317,57 @@ class PretrainingModule(LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
             vocabulary.save(folder / "vocabulary.arrow")
 
+    def on_validation_start(self) -> None:
+        """Validate the average, if there is one."""
+        if self.average is not None:
+            self.average.swap()
+
+    def on_validation_end(self) -> None:
+        """Train on with the weights themselves."""
+        if self.average is not None:
+            self.average.swap()
+
     def on_fit_end(self) -> None:
         """Write the model folder, unless training was interrupted."""
         if self.global_step >= self.trainer.max_steps:
             folder = Path(self.trainer.default_root_dir) / "model"
-            export_model(self.model, self.objective.label_space(), folder, self.trainer.is_global_zero)
+            with self.averaged():
+                export_model(self.model, self.objective.label_space(), folder, self.trainer.is_global_zero)
+
+    def _data(self) -> Any:
+        data = getattr(self.trainer, "datamodule", None)
+        if data is None:
+            raise InputError("PretrainingModule takes its vocabulary from a datamodule; pass datamodule=...")
+        return data
+
+    def _say(self, message: str) -> None:
+        if self.trainer.is_global_zero:
+            print(message)
 
 
-def _refuse_unsynchronised_statistics(module: torch.nn.Module) -> None:
+def block_depths(tower: nn.Module) -> dict[str, int]:
+    """How many blocks come after each parameter's in the order of the tower's parameters, by name.
+
+    What comes before the first block counts as one more block, what comes after the last one has depth 0.
+    """
+    blocks = encoder_blocks(tower)
+    block_of = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
+    depths, depth = {}, len(blocks) + 1
+    for name, parameter in tower.named_parameters():
+        number = block_of.get(id(parameter))
+        if number is not None:
+            depth = len(blocks) - number
+        elif depth == 1:  # after the last block
+            depth = 0
+        depths[name] = depth
+    return depths
+
+
+def _refuse_unsynchronised_statistics(module: nn.Module) -> None:
     """Running statistics are buffers, which sharding does not synchronise: ranks would differ in them."""
     for name, child in module.named_modules():
-        if isinstance(child, torch.nn.modules.batchnorm._BatchNorm) and child.training:
+        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
             raise InputError(
                 f"{name} is a BatchNorm, whose statistics several processes would not share; freeze the "
                 "encoder (model.freeze), choose one without BatchNorm, or train on one process"
             )
-
-
-def _fingerprint(vocabulary: EntityVocabulary | None) -> str:
-    return "" if vocabulary is None else vocabulary.fingerprint

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from datetime import timedelta
-from typing import Any
+from typing import Any, Literal
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy, Strategy
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -19,7 +20,8 @@ class ShardedStrategy(ModelParallelStrategy):
     copies. `replicate = world` gives every rank a whole copy, which is what users of DDP want.
 
     Args:
-        replicate: number of copies of the parameters; divides the number of processes.
+        replicate: number of copies of the parameters, a divisor of the number of processes; 'world' for one a
+            process, 'nodes' for one a machine, whose processes then share it (hybrid sharding).
         save_distributed_checkpoint: each rank writes its shard into a folder, else rank 0 one file.
         process_group_backend: 'nccl' or 'gloo'; chosen from the device by default.
         timeout: of collective operations.
@@ -27,7 +29,7 @@ class ShardedStrategy(ModelParallelStrategy):
 
     def __init__(
         self,
-        replicate: int = 1,
+        replicate: int | Literal["world", "nodes"] = 1,
         save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta = default_pg_timeout,
@@ -49,6 +51,12 @@ class ShardedStrategy(ModelParallelStrategy):
             raise RuntimeError("the mesh exists only after setup_environment()")
         return self._world_mesh
 
+    @property
+    def replicas(self) -> int:
+        """Number of copies of the parameters."""
+        named = {"world": self.world_size, "nodes": self.num_nodes}
+        return named[self.replicate] if isinstance(self.replicate, str) else self.replicate
+
     def setup_environment(self) -> None:
         """Start the process group and lay the mesh over all ranks.
 
@@ -57,16 +65,17 @@ class ShardedStrategy(ModelParallelStrategy):
         """
         super(ModelParallelStrategy, self).setup_environment()
         self._setup_distributed()
-        if self.replicate < 1 or self.world_size % self.replicate:
+        replicas = self.replicas
+        if replicas < 1 or self.world_size % replicas:
             raise InputError(
                 f"ShardedStrategy(replicate={self.replicate}) does not divide the {self.world_size} "
                 f"processes; choose a divisor of {self.world_size}"
             )
         device = self.root_device.type
-        if self.replicate == 1:
+        if replicas == 1:
             self._device_mesh = init_device_mesh(device, (self.world_size,), mesh_dim_names=("shard",))
         else:
-            shape = (self.replicate, self.world_size // self.replicate)
+            shape = (replicas, self.world_size // replicas)
             self._device_mesh = init_device_mesh(device, shape, mesh_dim_names=("replicate", "shard"))
         self._world_mesh = init_device_mesh(device, (self.world_size,), mesh_dim_names=("world",))
         assert self.lightning_module is not None
@@ -76,6 +85,27 @@ class ShardedStrategy(ModelParallelStrategy):
     def distributed_sampler_kwargs(self) -> dict[str, Any]:
         """Every rank is a data-parallel rank."""
         return {"num_replicas": self.world_size, "rank": self.global_rank}
+
+
+def refuse_what_trains_wrong(trainer: Trainer, stage: str) -> None:
+    """Refuse settings of the trainer that would train something wrong without a word.
+
+    Raises:
+        InputError: strategy, precision, accumulation or counting.
+    """
+    require_sharded(trainer.strategy)
+    if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
+        raise InputError(
+            f"trainer.precision {trainer.precision!r} is not supported (it would cast the entity table); use "
+            "'bf16-mixed' or '32-true'"
+        )
+    if trainer.accumulate_grad_batches != 1:
+        raise InputError(
+            f"trainer.accumulate_grad_batches={trainer.accumulate_grad_batches} would change the contrastive "
+            "loss; for batches larger than memory set model.encode_slices"
+        )
+    if stage == "fit" and trainer.max_steps < 1:
+        raise InputError("training is counted in steps: set trainer.max_steps, with trainer.max_epochs: -1")
 
 
 def require_sharded(strategy: Strategy | str | None) -> None:

@@ -18,19 +18,23 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
-    from mofi_lightning.encoders.label_space import LabelSpace
+    from mofi_lightning.data.vocabulary import EntityVocabulary
+    from mofi_lightning.objectives.base import Objective
 
 _SHOWN = 3
 _STATISTICS = ("image.mean", "image.std")  # of the preprocessing, which the configuration decides
 
 
-def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) -> str:
+def initialise(
+    model: DualEncoder, objective: Objective, path: str, vocabulary: EntityVocabulary | None
+) -> str:
     """Take the weights of the same names and shapes from a trained model; objective and optimizer start anew.
 
     Args:
         model: receives them.
-        label_space: of the objective, whose map continues where both have one.
+        objective: whose map into a label space continues where both have one.
         path: a model folder, the folder of a run, or a checkpoint.
+        vocabulary: of the data set.
 
     Returns:
         What was taken, what kept its own start and what had no use, for the user.
@@ -39,6 +43,7 @@ def initialise(model: DualEncoder, label_space: LabelSpace | None, path: str) ->
         InputError: there is no model, or nothing of it fits.
     """
     stored = checkpoint.read(Path(path))
+    label_space = objective.label_space()
     weights = {name: value for name, value in stored.weights.items() if name not in _STATISTICS}
     own: dict[str, Tensor] = {n: value for n, value in model.state_dict().items() if n not in _STATISTICS}
     if label_space is not None and stored.label_space == asdict(label_space.config):

@@ -1,0 +1,74 @@
+"""What a checkpoint says of its run in plain values, and the refusal to go on with another run's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any
+
+from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.types import InputError
+
+if TYPE_CHECKING:
+    from mofi_lightning.training.module import PretrainingModule
+
+
+def describe(module: PretrainingModule, vocabulary: EntityVocabulary | None) -> dict[str, Any]:
+    """What `mofi_lightning.load` and `refuse_another` need, to be added to a checkpoint."""
+    tokenizer, space = module.model.tokenizer, module.objective.label_space()
+    described: dict[str, Any] = {
+        "config": asdict(module.model.config),
+        "tokenizer": None if tokenizer is None else tokenizer.to_json(),
+    }
+    if space is not None:
+        name = next(name for name, part in module.named_modules() if part is space)
+        described["label_space"] = {"config": asdict(space.config), "module": name}
+    return {
+        "dual_encoder": described,
+        "freeze": list(module.frozen),
+        "vocabulary": {"entities": len(vocabulary or ()), "fingerprint": _fingerprint(vocabulary)},
+    }
+
+
+def refuse_another(
+    checkpoint: Mapping[str, Any],
+    module: PretrainingModule,
+    vocabulary: EntityVocabulary | None,
+    training: bool,
+) -> None:
+    """Refuse to go on with another vocabulary, other label vectors or other frozen parameters.
+
+    Args:
+        checkpoint: with what `describe` added.
+        module: that would be restored.
+        vocabulary: of the data set.
+        training: whether training goes on, so that what is frozen matters.
+
+    Raises:
+        InputError: it is of another run.
+    """
+    frozen = checkpoint.get("freeze", [])
+    if training and frozen != module.frozen:
+        raise InputError(
+            f"the checkpoint was trained with model.freeze {frozen} and this run has {module.frozen}; resume with "
+            "the same, or start anew with model.init_from"
+        )
+    space = module.objective.label_space()
+    saved_space = (checkpoint["dual_encoder"].get("label_space") or {}).get("config")
+    if space is not None and saved_space is not None and saved_space != asdict(space.config):
+        raise InputError(
+            f"the checkpoint was trained on label vectors of {saved_space} and this run's are of "
+            f"{asdict(space.config)}; resume with the label_vectors of the checkpoint"
+        )
+    saved = checkpoint["vocabulary"]
+    if saved["fingerprint"] != _fingerprint(vocabulary):
+        raise InputError(
+            f"the checkpoint was trained with {saved['entities']} entities (vocabulary "
+            f"{saved['fingerprint'] or 'none'}), the data set has {len(vocabulary or ())} "
+            f"({_fingerprint(vocabulary) or 'none'}); resume with the data set of the checkpoint, or start from its "
+            "weights with model.init_from"
+        )
+
+
+def _fingerprint(vocabulary: EntityVocabulary | None) -> str:
+    return "" if vocabulary is None else vocabulary.fingerprint
