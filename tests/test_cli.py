@@ -38,6 +38,19 @@ def test_help_is_quick_and_lists_every_verb(capsys):
         assert verb in done.stdout and described.summary in done.stdout
 
 
+@pytest.mark.parametrize("verb", ["fit", "validate"])
+def test_the_short_help_of_training_imports_neither_torch_nor_lightning(verb):
+    code = (
+        "import sys\nfrom mofi_lightning import cli\n"
+        f"cli.main([{verb!r}, '--help'])\n"
+        "assert not {'torch', 'lightning', 'transformers'} & set(sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True, timeout=60
+    )
+    assert done.stdout.startswith(f"usage: mofi {verb} ") and "mofi checkpoint inspect" in done.stdout
+
+
 def test_every_verb_names_a_documented_function():
     for verb in cli.VERBS.values():
         module, _, attribute = verb.target.partition(":")

@@ -14,17 +14,19 @@ from mofi_lightning.evaluation.command import evaluate
 from mofi_lightning.objectives import Objective
 from mofi_lightning.objectives.devise import DeViSE
 from mofi_lightning.testing import synthetic_vocabulary
+from mofi_lightning.training import ShardedStrategy
 from mofi_lightning.training.command import build
 from mofi_lightning.types import ObjectiveSpec
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 FIT = sorted(CONFIGS.glob("fit/*.yaml"))
+STRATEGY = sorted(CONFIGS.glob("strategy/*.yaml"))
 QUICKSTART = sorted(set(CONFIGS.glob("quickstart/*.yaml")) - {CONFIGS / "quickstart" / "common.yaml"})
 VERBS = {"curation": curate, "evaluation": evaluate}
 
 
 def test_every_yaml_is_covered_here():
-    covered = {*FIT, *QUICKSTART, CONFIGS / "quickstart" / "common.yaml"}
+    covered = {*FIT, *STRATEGY, *QUICKSTART, CONFIGS / "quickstart" / "common.yaml"}
     covered |= {path for folder in VERBS for path in CONFIGS.glob(f"{folder}/*.yaml")}
     assert covered == set(CONFIGS.rglob("*.yaml")) and FIT and QUICKSTART
 
@@ -61,6 +63,22 @@ def test_training_configurations_build_trainer_model_objective_and_data(
     assert isinstance(objective, Objective)
     if "text" in objective.requires:
         assert model.text is not None
+
+
+@pytest.mark.parametrize("config", STRATEGY, ids=lambda path: path.stem)
+def test_a_strategy_goes_with_a_training_configuration_and_says_how_many_copies_there_are(config, tmp_path):
+    words = ["--config", str(CONFIGS / "fit" / "synthetic.yaml"), "--config", str(config)]
+    words += ["--trainer.accelerator", "cpu", "--trainer.default_root_dir", str(tmp_path)]
+    words += ["--trainer.logger", "false"]
+    if config.stem == "single":
+        trainer = build(words, run=False).trainer
+        assert trainer.world_size == 1 and not isinstance(trainer.strategy, ShardedStrategy)
+        return
+    strategy = build([*words, "--trainer.devices", "2"], run=False).trainer.strategy
+    assert isinstance(strategy, ShardedStrategy)
+    assert strategy.replicate == {"sharded": 1, "replicated": "world", "hybrid": "nodes"}[config.stem]
+    alone = build(words, run=False).trainer  # without GPUs, 'auto' is one process
+    assert alone.world_size == 1 and not isinstance(alone.strategy, ShardedStrategy)
 
 
 @pytest.mark.parametrize("config", FIT, ids=lambda path: path.stem)

@@ -55,6 +55,15 @@ VERBS = {
     "vectors": Verb("mofi_lightning.encoders.label_vectors:vectors", "embed entity names for DeViSE"),
     "fit": Verb("mofi_lightning.training.command:run", "pretrain an image encoder"),
     "validate": Verb("mofi_lightning.training.command:run", "run one validation of a checkpoint"),
+    "plan": Verb(
+        "mofi_lightning.training.planning.command:run", "compute memory and time of a training run beforehand"
+    ),
+    "checkpoint inspect": Verb(
+        "mofi_lightning.training.checkpoint_command:inspect", "show what is in a checkpoint"
+    ),
+    "checkpoint consolidate": Verb(
+        "mofi_lightning.training.checkpoint_command:consolidate", "turn a checkpoint into one file of weights"
+    ),
     "evaluate": Verb("mofi_lightning.evaluation.command:evaluate", "measure and compare models"),
     "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
@@ -120,9 +129,14 @@ def _dispatch(words: list[str]) -> None:
     if not name:
         given = " ".join(words[:2]) if group else words[0]
         raise InputError(f"{given!r} is no verb of mofi; `mofi --help` lists them{near(given, VERBS)}")
+    if name in ("fit", "validate") and words[1:] in (["-h"], ["--help"]):
+        from mofi_lightning.training.options import short_help
+
+        print(short_help(name))
+        return
     module, _, attribute = VERBS[name].target.partition(":")
     function = getattr(import_module(module), attribute)
-    if name in ("fit", "validate"):
+    if name in ("fit", "validate", "plan"):
         function(words)
     elif name in _OF_A_PLUGIN:
         _run_with_plugin(name, function, words[length:])

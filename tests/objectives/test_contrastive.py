@@ -105,6 +105,22 @@ def test_training_on_ranks_equals_training_on_one_process(pool, world, options):
     assert_same(pool(world, train, make, 5, ENTITY), train(make, 5, ENTITY))
 
 
+def _positives(repeats: str) -> float:
+    share = len(TEXTS) // world_size()
+    own = slice(rank() * share, (rank() + 1) * share)
+    rows = _embeddings(share)
+    batch = Batch(entity=torch.tensor(ENTITY)[own], text=_tokens(TEXTS[own]))
+    return CLIP(spec(4), repeats=repeats)(rows, batch).logs["positives"].item()
+
+
+@pytest.mark.parametrize("world", (1, 2))
+def test_the_mean_number_of_positives_of_a_row_is_logged(pool, world):
+    # the groups: 0, 3, 5 by entity; 1, 8 by entity with 10 by text; 2, 9 and 4, 7 by text; 6; 11
+    groups = [3, 3, 2, 3, 2, 3, 1, 2, 3, 2, 3, 1]
+    assert pool(world, _positives, "positive") == pytest.approx([sum(groups) / 12] * world)
+    assert pool(world, _positives, "mask") == pool(world, _positives, "negative") == [1] * world
+
+
 def test_masking_works_where_all_rows_of_a_rank_repeat_rows_of_another(pool):
     make, entity = partial(CLIP, repeats="mask"), [2, 2, 2, 2, 0, 2, -1, 2]
     assert_same(pool(2, train, make, 5, entity), train(make, 5, entity))

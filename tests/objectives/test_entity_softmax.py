@@ -1,6 +1,10 @@
 import io
+import weakref
 from functools import partial
+from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from tests.objectives.parity import DIM, assert_same, spec, train
@@ -10,8 +14,7 @@ from torch.distributed.tensor import Shard, distribute_tensor
 from torch.nn import functional as F
 
 from mofi_lightning.distributed import sample_classes, world_size
-from mofi_lightning.objectives import EntitySoftmax
-from mofi_lightning.objectives import entity_softmax as module
+from mofi_lightning.objectives import EntitySoftmax, table_start
 from mofi_lightning.testing import check_objective
 from mofi_lightning.testing.largest_tensor import TensorWatch
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveSpec
@@ -165,6 +168,142 @@ def test_an_update_happens_once_a_step():
     assert torch.equal(objective.table, once)
 
 
+@pytest.mark.parametrize("num_sampled", (None, 6))
+def test_nothing_of_a_skipped_step_is_left_but_its_draw(num_sampled):
+    skipping, other = (EntitySoftmax(spec(50), num_sampled=num_sampled) for _ in range(2))
+    skipping(_embeddings(3), _batch(7, -1, 31)).loss.mul(torch.nan).backward()  # and no update
+    other.draws += num_sampled is not None
+    for objective in (skipping, other):
+        objective(_embeddings(2), _batch(0, 1)).loss.backward()
+        objective.after_optimizer_step(1.0)
+    for name, value in other.state_dict().items():
+        assert torch.equal(skipping.state_dict()[name], value), name
+
+
+def test_the_gradient_of_a_skipped_step_is_freed_before_the_next_gather():
+    objective = EntitySoftmax(spec(50))
+    objective(_embeddings(3), _batch(7, -1, 31)).loss.backward()
+    gradient = weakref.ref(objective._pending[1].grad.untyped_storage())
+    assert gradient() is not None
+
+    class Watched(dict):
+        def __getitem__(self, name: str) -> Tensor:
+            assert gradient() is None
+            return super().__getitem__(name)
+
+    objective(_embeddings(2), Watched(entity=torch.tensor([0, 1])))
+
+
+@pytest.mark.parametrize(("num_sampled", "centers"), ((None, 1), (6, 1), (6, 2)))
+def test_coverage_is_the_share_of_entities_whose_rows_were_updated(num_sampled, centers):
+    make = partial(EntitySoftmax, spec(50), scale=4.0, num_sampled=num_sampled, sub_centers=centers)
+    objective, touched = make(), set()
+    for step in range(4):
+        before = objective.table.clone()
+        output = objective(_embeddings(3), _batch(7 + step, -1, 31))
+        assert output.logs["coverage"] == pytest.approx(len(touched) / 50)
+        assert output.logs["classes"] == pytest.approx((num_sampled or 50) / 50)
+        output.loss.backward()
+        objective.after_optimizer_step(1.0)
+        touched |= set((objective.table != before).flatten(1).any(1).nonzero().flatten().tolist())
+    resumed = make()
+    resumed.load_state_dict(objective.state_dict())
+    coverage = resumed(_embeddings(3), _batch(7, -1, 31)).logs["coverage"]
+    assert coverage == pytest.approx(len(touched) / 50) and len(touched) > 6
+
+
+def _coverage(num_sampled: int) -> list[tuple[float, float]]:
+    """Of this rank, before and after its state went through a checkpoint."""
+    torch.manual_seed(0)
+    objective = EntitySoftmax(spec(50), num_sampled=num_sampled)
+    objective.shard(init_device_mesh("cpu", (world_size(),)))
+    for _ in range(3):
+        objective(_embeddings(2), _batch(7, 31)).loss.backward()
+        objective.after_optimizer_step(1.0)
+    found = []
+    for _ in range(2):
+        logs = objective(_embeddings(2), _batch(7, 31)).logs
+        found.append((logs["coverage"].item(), logs["classes"].item()))
+        objective.load_state_dict(objective.state_dict())
+    return found
+
+
+def test_the_mean_of_the_ranks_coverages_is_that_of_the_table(pool):
+    one = pool(1, _coverage, 7)[0]
+    assert one[0] == one[1] and 7 / 50 < one[0][0] < 1
+    ranks = torch.tensor(pool(3, _coverage, 7))
+    assert len(ranks[:, 0, 0].unique()) > 1  # the ranks' own shares do differ
+    torch.testing.assert_close(ranks.mean(0), torch.tensor(one))
+
+
+def _vectors(folder: Path, ids: list[str], vectors: Tensor) -> str:
+    file = folder / "vectors.parquet"
+    pq.write_table(pa.table({"id": ids, "vector": vectors.tolist()}), file, row_group_size=3)
+    return str(file)
+
+
+def _table(file: str, batch_rows: int) -> Tensor:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(table_start, "_BATCH_ROWS", batch_rows)
+        return EntitySoftmax(spec(7), label_vectors=file).table
+
+
+@pytest.mark.parametrize("world", (1, 3))
+def test_rows_start_from_the_unit_vectors_of_their_entities(pool, world, tmp_path):
+    order = [8, 2, 0, 6, 5, 1, 4, 3, 7]  # two of them are no entities of the data
+    vectors = torch.randn(9, DIM, generator=torch.Generator().manual_seed(1))
+    file = _vectors(tmp_path, [f"E{i}" for i in order], vectors[order])
+    expected = F.normalize(vectors[:7], dim=1)[:, None]
+    torch.testing.assert_close(torch.cat(pool(world, _table, file, 2)), expected)
+
+
+def test_several_centres_start_near_their_vector_and_separate(tmp_path):
+    vectors = F.normalize(torch.randn(5, DIM, generator=torch.Generator().manual_seed(1)), dim=1)
+    file = _vectors(tmp_path, [f"E{i}" for i in range(5)], vectors)
+    objective = EntitySoftmax(spec(5), sub_centers=2, label_vectors=file)
+    cosine = F.cosine_similarity(objective.table, vectors[:, None], dim=2)
+    assert cosine.gt(0.9).all() and not torch.equal(objective.table[:, 0], objective.table[:, 1])
+    for _ in range(20):
+        objective(_embeddings(6), _batch(0, 1, 2, 0, 1, 2)).loss.backward()
+        objective.after_optimizer_step(1.0)
+    assert F.cosine_similarity(objective.table[:3, 0], objective.table[:3, 1]).lt(0.9).any()
+
+
+@pytest.mark.parametrize(
+    ("ids", "rows", "message"),
+    (
+        (
+            "E0 E1 E2",
+            torch.ones(3, 8),
+            "are 8 wide, rows of the entity table 4; make them with the text tower",
+        ),
+        ("E0 E1 E2 E1", torch.ones(4, DIM), "name an entity twice"),
+        ("E0 E2 E9", torch.ones(3, DIM), "lack 1 of 3 entities, the first 'E1'"),
+        ("E0 E1 E2", torch.tensor([[1.0] * DIM, [0.0] * DIM, [1.0] * DIM]), "entity 'E1' is zero or not"),
+        (
+            "E0 E1 E2",
+            torch.tensor([[1.0] * DIM, [1.0] * DIM, [torch.inf] * DIM]),
+            "entity 'E2' is zero or not",
+        ),
+    ),
+)
+def test_vectors_that_do_not_fit_the_table_are_refused(ids, rows, message, tmp_path):
+    file = _vectors(tmp_path, ids.split(), rows)
+    with pytest.raises(InputError, match=message):
+        EntitySoftmax(spec(3), label_vectors=file)
+
+
+def test_a_file_of_vectors_that_is_not_there_or_damaged_is_refused(tmp_path):
+    with pytest.raises(InputError, match=r"no file of label vectors at .*; make one with `mofi vectors`"):
+        EntitySoftmax(spec(3), label_vectors=str(tmp_path / "nothing.parquet"))
+    file = Path(_vectors(tmp_path, ["E0", "E1", "E2"], torch.ones(3, DIM)))
+    content = bytearray(file.read_bytes())
+    content[4:200] = bytes(196)  # the pages; the footer stays whole
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=r"damaged"):
+        EntitySoftmax(spec(3), label_vectors=str(file))
+
+
 def test_nothing_of_the_table_is_a_parameter():
     assert list(EntitySoftmax(spec(5)).parameters()) == []
 
@@ -189,7 +328,7 @@ def test_a_resumed_run_draws_and_moves_as_if_it_had_not_stopped():
 
 def _initial(num_entities: int, block: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(module, "_BLOCK", block)
+        patch.setattr(table_start, "_BLOCK", block)
         objective = EntitySoftmax(spec(num_entities))
     before = objective.table
     mesh = init_device_mesh("cpu", (world_size(),))
@@ -203,7 +342,7 @@ def _initial(num_entities: int, block: int) -> tuple[Tensor, Tensor, Tensor, Ten
 def test_the_table_starts_equal_on_any_number_of_ranks_and_none_makes_more_than_its_rows(
     pool, world, monkeypatch
 ):
-    monkeypatch.setattr(module, "_BLOCK", 4)
+    monkeypatch.setattr(table_start, "_BLOCK", 4)
     whole = EntitySoftmax(spec(10)).table
     for before, full, local, torchs in pool(world, _initial, 10, 4):
         assert torch.equal(full, whole)

@@ -112,6 +112,14 @@ class Attempt:
             assert time.monotonic() < deadline, self.output
             time.sleep(0.002)
 
+    def wait_for_write(self, checkpoints: Path, timeout: float = 120) -> None:
+        """Return as soon as a checkpoint is being written into the folder `checkpoints`, or all has ended."""
+        deadline = time.monotonic() + timeout
+        before = set(checkpoints.glob("*.partial"))  # what an earlier kill left behind
+        while not set(checkpoints.glob("*.partial")) - before and self._running():
+            assert time.monotonic() < deadline, self.output
+            time.sleep(0.0005)
+
     def kill(self) -> None:
         """End all processes, those of the data loaders too, with no chance to tidy up."""
         assert self._running(), self.output

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
-from lightning.pytorch import Trainer, seed_everything
+from lightning.pytorch import Callback, Trainer, seed_everything
 from torch.distributed.tensor import DTensor
 
 from mofi_lightning.distributed import world_size
@@ -22,8 +22,16 @@ from mofi_lightning.training import (
     ShardedStrategy,
     StepCheckpoint,
 )
+from mofi_lightning.training.single_process import SingleProcessStrategy
 
 ENCODER = DualEncoderConfig(image="mofi/tiny", embed_dim=16, text=TextConfig(32, 1, 2, 32))
+#: towers of three and two equal blocks
+VIT = DualEncoderConfig(
+    image="timm/vit_tiny_patch16_224",
+    image_options={"img_size": 32, "patch_size": 8, "depth": 3, "embed_dim": 48, "num_heads": 3},
+    embed_dim=16,
+    text=TextConfig(32, 2, 2, 32),
+)
 
 
 def whole(tensor: torch.Tensor) -> torch.Tensor:
@@ -31,23 +39,29 @@ def whole(tensor: torch.Tensor) -> torch.Tensor:
     return (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).detach().clone()
 
 
-def trainer(root: Path, max_steps: int, replicate: int = 1, **options: Any) -> Trainer:
+def trainer(
+    root: Path, max_steps: int, replicate: int | Literal["world", "nodes"] = 1, **options: Any
+) -> Trainer:
     """A CPU trainer for the processes that the pool started."""
     ranks = world_size()
     return Trainer(
         accelerator="cpu",
-        devices=ranks,
-        strategy=ShardedStrategy(replicate=replicate) if ranks > 1 else "auto",
+        strategy=ShardedStrategy(replicate=replicate) if ranks > 1 else SingleProcessStrategy(),
         max_steps=max_steps,
         max_epochs=-1,
         check_val_every_n_epoch=None,
-        val_check_interval=10**6,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         default_root_dir=root,
         enable_progress_bar=False,
         enable_model_summary=False,
-        **{"logger": False, "enable_checkpointing": False, **options},
+        **{
+            "devices": ranks,
+            "logger": False,
+            "enable_checkpointing": False,
+            "val_check_interval": 10**6,
+            **options,
+        },
     )
 
 
@@ -57,6 +71,20 @@ def module(num_sampled: int | None = 40) -> PretrainingModule:
     return PretrainingModule(
         ENCODER, functools.partial(MOFI, entity=entity), Optimization(lr=1e-3, warmup_steps=2)
     )
+
+
+def recorded_losses(model: PretrainingModule) -> list[float]:
+    """The list that the losses of the rank's steps will be appended to."""
+    losses: list[float] = []
+    original = model.training_step
+
+    def record(batch: Any, batch_idx: int) -> torch.Tensor:
+        loss = original(batch, batch_idx)
+        losses.append(loss.item())
+        return loss
+
+    model.training_step = record  # type: ignore[method-assign]
+    return losses
 
 
 def train_mofi(
@@ -85,19 +113,10 @@ def train_mofi(
             steps,
             replicate,
             gradient_clip_val=0.5,
-            callbacks=[StepCheckpoint(stop)] if stop else None,
+            callbacks=[StepCheckpoint(stop), _Stop(stop)] if stop else None,
             enable_checkpointing=bool(stop),
         )
-        losses: list[float] = []
-        original = model.training_step
-
-        def record(batch: Any, batch_idx: int) -> torch.Tensor:
-            loss = original(batch, batch_idx)
-            losses.append(loss.item())
-            run.should_stop = run.global_step + 1 == stop
-            return loss
-
-        model.training_step = record  # type: ignore[method-assign]
+        losses = recorded_losses(model)
         seed_everything(3, verbose=False)
         run.fit(
             model,
@@ -120,18 +139,53 @@ def validate_mofi(root: str, data: str) -> dict[str, float]:
     return {name: float(value) for name, value in run.logged_metrics.items()}
 
 
-def train_bf16(root: str) -> list[float]:
-    """Losses of five steps with bf16 encoders."""
+def train_vit(
+    root: str,
+    steps: int,
+    replicate: int | Literal["world"] = 1,
+    num_sampled: int | None = 40,
+    slices: int = 1,
+    checkpointing: bool = False,
+) -> dict[str, Any]:
+    """Train MOFI on transformers of several blocks in fp64, gradients clipped and weights averaged.
+
+    Returns:
+        `losses` of the rank and `state`: every parameter, average and buffer, whole.
+    """
+    torch.set_default_dtype(torch.float64)
+    try:
+        model = PretrainingModule(
+            VIT,
+            functools.partial(MOFI, entity=functools.partial(EntitySoftmax, num_sampled=num_sampled)),
+            Optimization(lr=1e-3, warmup_steps=2),
+            encode_slices=slices,
+            activation_checkpointing=checkpointing,
+            ema_decay=0.9,
+        )
+        losses = recorded_losses(model)
+        seed_everything(3, verbose=False)
+        run = trainer(Path(root), steps, replicate, gradient_clip_val=0.5)
+        run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101))
+        return {"losses": losses, "state": {name: whole(x) for name, x in model.state_dict().items()}}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+def train_precision(root: str, steps: int, precision: Any) -> list[float]:
+    """Losses of the rank's steps with the encoders in `precision`."""
     seed_everything(3, verbose=False)
-    model, losses = module(), []
-    original = model.training_step
-
-    def record(batch: Any, batch_idx: int) -> torch.Tensor:
-        loss = original(batch, batch_idx)
-        losses.append(loss.item())
-        return loss
-
-    model.training_step = record  # type: ignore[method-assign]
-    run = trainer(Path(root), 5, precision="bf16-mixed")
+    model = module()
+    losses = recorded_losses(model)
+    run = trainer(Path(root), steps, precision=precision)
     run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101))
     return losses
+
+
+class _Stop(Callback):
+    """Ends a run after some steps, as a user or a machine would."""
+
+    def __init__(self, step: int) -> None:
+        self.step = step
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        trainer.should_stop = trainer.global_step == self.step

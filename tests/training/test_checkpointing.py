@@ -14,7 +14,8 @@ from tests.training.runs import ENCODER, module, train_mofi, trainer
 from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpointing import explain_mismatch, latest_checkpoint
+from mofi_lightning.training.checkpointing import latest_checkpoint
+from mofi_lightning.training.mismatch import explain_mismatch
 from mofi_lightning.types import InputError
 
 
@@ -28,7 +29,7 @@ def test_the_last_step_is_saved_once(tmp_path, every):
     run = trainer(tmp_path, 4, callbacks=[StepCheckpoint(every)], enable_checkpointing=True)
     saved: list[str] = []
     original = run.save_checkpoint
-    run.save_checkpoint = lambda path, *args: saved.append(Path(path).name) or original(path, *args)
+    run.save_checkpoint = lambda path, **options: saved.append(Path(path).name) or original(path, **options)
     run.fit(module(), datamodule=data())
     assert saved == [f"step={step:08d}.ckpt" for step in range(1, 5) if step % every == 0 or step == 4]
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step=00000004.ckpt"]

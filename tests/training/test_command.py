@@ -244,13 +244,6 @@ def test_a_run_does_not_start_anew_in_the_folder_of_another(tmp_path, capsys, mo
         assert f"{tmp_path}/model is of an earlier run" in complaint(capsys, *words, *more)
 
 
-def test_a_checkpoint_of_one_process_is_not_resumed_by_two(tmp_path, capsys):
-    cli.main(fit(tmp_path, "--trainer.max_steps", "2"))
-    capsys.readouterr()
-    words = fit(tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last")
-    assert "one process" in complaint(capsys, *words, "--trainer.devices", "2")
-
-
 @pytest.mark.parametrize(
     "words",
     [
@@ -270,6 +263,32 @@ def test_the_sharded_strategy_can_be_set(tmp_path, words):
     assert strategy.replicate == (2 if "2" in words else 1)
     single = build([*full, "--trainer.devices", "1"], run=False).trainer.strategy
     assert isinstance(single, SingleDeviceStrategy)
+
+
+def test_a_refused_run_leaves_no_log_behind(tmp_path, capsys):
+    cli.main(fit(tmp_path, "--trainer.max_steps", "2"))
+    words = fit(tmp_path, "--trainer.max_steps", "4", "--ckpt_path", "last")
+    capsys.readouterr()
+    assert "entities" in complaint(capsys, *words, "--data.num_entities", "99")
+    assert [path.name for path in (tmp_path / "logs").iterdir()] == ["version_0"]
+    cli.main(words)
+    assert {path.name for path in (tmp_path / "logs").iterdir()} == {"version_0", "version_1"}
+
+
+@pytest.mark.parametrize("name", ["simple", "pytorch"])
+def test_a_profiler_named_on_the_command_line_writes_into_the_run(tmp_path, name):
+    cli.main(fit(tmp_path, "--trainer.max_steps", "6", "--trainer.profiler", name))
+    report = (tmp_path / "fit-profile.txt").read_text()
+    assert ("optimizer_step" if name == "simple" else "Self CPU") in report
+    traces = list(tmp_path.glob("fit-profile*.pt.trace.json"))
+    assert len(traces) == (name == "pytorch")
+    for trace in traces:
+        events = json.loads(trace.read_text())["traceEvents"]
+        assert sum(event["name"] == "ViewBackward0" for event in events) >= 3
+
+
+def test_an_unknown_profiler_is_refused(tmp_path, capsys):
+    assert "simple, advanced, pytorch" in complaint(capsys, *fit(tmp_path, "--trainer.profiler", "nsys"))
 
 
 def test_what_libraries_say_of_settings_is_one_line_too(tmp_path, capsys, monkeypatch):

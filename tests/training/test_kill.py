@@ -77,14 +77,18 @@ def assert_no_row_is_lost_or_repeated(records: list[Record], ranks: int) -> None
         assert len(seen) == length
 
 
-def check(sources: Path, root: Path, ranks: int, kills: int) -> None:
-    """Kill and resume a run `kills` times at drawn steps and compare it with one that is left alone."""
+def check(sources: Path, root: Path, ranks: int, kills: int, writing: bool = False) -> None:
+    """Kill and resume a run `kills` times at drawn steps and compare it with one that is left alone.
+
+    With `writing`, the kill comes while a checkpoint is being written.
+    """
     seed = int(os.environ.get("KILL_SEED", time.time_ns() % 2**32))
     print(f"KILL_SEED={seed}")
     draw = random.Random(seed)
     moments = sorted(draw.sample(range(1, STEPS - 5), kills))
     left_alone = Attempt(words(sources, root / "left_alone"), root / "whole", ranks, forked=False)
     attempts: list[Attempt] = []
+    cut_off = 0
     try:
         for number, moment in enumerate([*moments, None]):
             newest = latest_checkpoint(root / "killed")
@@ -96,8 +100,13 @@ def check(sources: Path, root: Path, ranks: int, kills: int) -> None:
                 attempt.finish()
             else:
                 attempt.wait_for(moment)
-                time.sleep(draw.uniform(0, 0.1))  # anywhere in the next step or its checkpoint
+                if writing:
+                    attempt.wait_for_write(root / "killed" / "checkpoints")
+                    time.sleep(draw.uniform(0, 0.02))  # anywhere in the write
+                else:
+                    time.sleep(draw.uniform(0, 0.1))  # anywhere in the next step or its checkpoint
                 attempt.kill()
+                cut_off += bool(list((root / "killed" / "checkpoints").glob("*.partial")))
                 assert not (root / "killed" / "model").exists()
             assert min(attempt.records)[0] == begin + 1
             print(f"attempt {number}: steps {begin + 1} to {max(attempt.records)[0]}")
@@ -106,6 +115,9 @@ def check(sources: Path, root: Path, ranks: int, kills: int) -> None:
         for attempt in (left_alone, *attempts):
             attempt.close()
 
+    print(f"{cut_off} of {kills} kills came within a write")
+    assert cut_off or not writing
+    assert [path.name for path in (root / "killed" / "checkpoints").iterdir()] == [f"step={STEPS:08d}.ckpt"]
     undisturbed = sorted(left_alone.records)
     assert [record[:2] for record in undisturbed] == [
         (s, r) for s in range(1, STEPS + 1) for r in range(ranks)
@@ -130,3 +142,10 @@ def test_a_run_killed_twice_ends_as_the_one_left_alone(sources, tmp_path, ranks)
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_a_run_killed_ten_times_ends_as_the_one_left_alone(sources, tmp_path, ranks):
     check(sources, tmp_path, ranks, 10)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_run_killed_while_it_writes_checkpoints_ends_as_the_one_left_alone(sources, tmp_path, ranks):
+    check(sources, tmp_path, ranks, 6, writing=True)

@@ -26,6 +26,8 @@ from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpo
 from mofi_lightning.training.checkpointing import latest_checkpoint
 from mofi_lightning.training.warm_start import freeze, initialise
 
+NO_TABLE = CLIP(ObjectiveSpec(8, 8))
+
 
 class Distillation(Objective):
     """Squared distance of the mapped image to the teacher's vector."""
@@ -149,7 +151,7 @@ def test_a_warm_start_takes_what_fits_and_reports_the_rest(tmp_path):
     source.save(tmp_path / "run" / "model")
     target = DualEncoder.from_config(DualEncoderConfig(embed_dim=8))
     before = copy.deepcopy(target.state_dict())
-    report = initialise(target, None, str(tmp_path / "run"))
+    report = initialise(target, NO_TABLE, str(tmp_path / "run"), None)
     statistics = ("image.mean", "image.std")  # of the configuration, not of the weights
     after, given = (
         {name: value for name, value in model.state_dict().items() if name not in statistics}
@@ -168,7 +170,7 @@ def test_a_warm_start_takes_what_fits_and_reports_the_rest(tmp_path):
         in report
     )
     assert "missing" not in report
-    report = initialise(source, None, str(tmp_path / "run"))
+    report = initialise(source, NO_TABLE, str(tmp_path / "run"), None)
     assert report == f"init_from {tmp_path / 'run'}: {len(given)} of {len(given)} tensors taken"
 
 
@@ -179,10 +181,10 @@ def test_another_tokenizer_is_refused_and_other_statistics_stay(tmp_path):
     (tmp_path / "tokenizer.json").write_text(json.dumps({**values, "version": "other"}))
     preprocess = Preprocess(size=32, mean=(0.1, 0.1, 0.1))
     target = DualEncoder.from_config(DualEncoderConfig(embed_dim=8, preprocess=preprocess))
-    initialise(target, None, str(tmp_path))
+    initialise(target, NO_TABLE, str(tmp_path), None)
     assert target.image.mean.flatten().tolist() == pytest.approx([0.1] * 3)
     with pytest.raises(InputError, match="has another tokenizer than this model"):
-        initialise(source, None, str(tmp_path))
+        initialise(source, NO_TABLE, str(tmp_path), None)
 
 
 def _resume_with_an_unused_text_tower(root: str) -> int:
@@ -203,7 +205,7 @@ def test_two_processes_resume_with_a_text_tower_that_the_objective_does_not_use(
 def test_a_model_of_which_nothing_fits_is_refused(tmp_path):
     DualEncoder.from_config(DualEncoderConfig(image="timm/test_vit")).save(tmp_path)
     with pytest.raises(InputError, match=r"none of its \d+ tensors fits"):
-        initialise(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), None, str(tmp_path))  # type: ignore[arg-type]
+        initialise(torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2)}), NO_TABLE, str(tmp_path), None)  # type: ignore[arg-type]
 
 
 def test_training_starts_from_the_given_weights_on_one_process_and_on_two(pool, tmp_path, capsys):

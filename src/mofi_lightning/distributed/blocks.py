@@ -6,29 +6,40 @@ from torch import nn
 
 
 def encoder_blocks(encoder: nn.Module) -> list[nn.Module]:
-    """The innermost repeated blocks of `encoder`, in their order; none where it repeats nothing.
+    """The repeated blocks of `encoder`, in their order; none where it repeats nothing.
 
-    Found by structure alone: the elements of a `Sequential` or `ModuleList` that are all of one class and made of
-    further modules. These are the transformer blocks of timm's and Hugging Face's ViTs and text models, and the
-    blocks within the stages of their ConvNeXts, Swins and ResNets.
+    Found by structure alone. A stack is a `Sequential` or `ModuleList` of at least two elements of one class
+    that are themselves made of modules. Where two of its elements have parameters of the same names and
+    shapes, its elements are the blocks: those of timm's and Hugging Face's transformers. Where no two are
+    alike, they are stages, and the blocks are the elements of the stacks within each: ConvNeXt, Swin,
+    EfficientNet. A stage without a stack is a block itself, and nothing within a block is one.
 
     Args:
         encoder: any module; itself it is never a block.
     """
-    return [block for child in encoder.children() for block in _blocks(child, within=False)]
+    return [block for child in encoder.children() for block in _blocks(child, in_stage=False)]
 
 
-def _blocks(module: nn.Module, within: bool) -> list[nn.Module]:
-    """The blocks below `module`; a list within a repeated stage may have a single element."""
-    is_stack = isinstance(module, nn.Sequential | nn.ModuleList) and _is_repeated(module, 1 if within else 2)
-    found: list[nn.Module] = []
-    for child in module.children():
-        inner = _blocks(child, within or is_stack)
-        found += inner or ([child] if is_stack else [])
-    return found
+def _blocks(module: nn.Module, in_stage: bool) -> list[nn.Module]:
+    elements = list(module.children())
+    if not _is_stack(module, in_stage):
+        return [block for element in elements for block in _blocks(element, in_stage)]
+    if in_stage or len({_shapes(element) for element in elements}) < len(elements):
+        return elements
+    return [block for stage in elements for block in _blocks(stage, in_stage=True) or [stage]]
 
 
-def _is_repeated(stack: nn.Module, least: int) -> bool:
-    elements = list(stack.children())
-    composed = all(any(True for _ in e.children()) and any(True for _ in e.parameters()) for e in elements)
-    return len(elements) >= least and len({type(e) for e in elements}) == 1 and composed
+def _is_stack(module: nn.Module, in_stage: bool) -> bool:
+    """Whether `module` is a stack; within a stage a single element will do, and classes may be mixed."""
+    elements = list(module.children())
+    if not isinstance(module, nn.Sequential | nn.ModuleList) or not all(map(_is_composed, elements)):
+        return False
+    return len(elements) >= (1 if in_stage else 2) and (in_stage or len({type(e) for e in elements}) == 1)
+
+
+def _is_composed(module: nn.Module) -> bool:
+    return next(module.children(), None) is not None and next(module.parameters(), None) is not None
+
+
+def _shapes(module: nn.Module) -> tuple[tuple[str, tuple[int, ...]], ...]:
+    return tuple((name, tuple(p.shape)) for name, p in module.named_parameters())

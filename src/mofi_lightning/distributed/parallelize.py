@@ -1,4 +1,4 @@
-"""The one place that lays parallelism over the modules: activation checkpointing, then compiling, then sharding."""
+"""The one place that lays parallelism over modules: activation checkpointing, compiling, then sharding."""
 
 from __future__ import annotations
 
@@ -13,24 +13,50 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.utils.checkpoint import checkpoint
 
 from mofi_lightning.distributed.blocks import encoder_blocks
+from mofi_lightning.types import InputError
+
+_COMPILED_PER_BLOCK = 8  # training and evaluation, each with a few shapes
 
 
 def checkpoint_activations(encoder: nn.Module) -> None:
     """Keep only the inputs of the encoder's blocks for the backward, which then runs the blocks again.
 
-    The blocks' names, and with them every key of a state dict, stay what they are.
+    Random numbers (dropout, drop path) are those of the first run. The blocks' names, and with them every key
+    of a state dict, stay what they are.
+
+    Raises:
+        InputError: a trained encoder has no blocks.
     """
-    for block in encoder_blocks(encoder):
+    for block in _blocks_for(encoder, "activation_checkpointing"):
         block.forward = functools.partial(checkpoint, block.forward, use_reentrant=False)
 
 
 def compile_blocks(encoder: nn.Module) -> None:
     """Compile each block of the encoder; torch marks the token axis dynamic at its second length.
 
-    Blocks of one class share their code, so that a ViT compiles once.
+    Equal blocks share their code, so that a ViT compiles once; blocks that drop paths at a rate of their own
+    compile one by one.
+
+    Raises:
+        InputError: a trained encoder has no blocks.
     """
-    for block in encoder_blocks(encoder):
-        block.forward = torch.compile(block.forward)
+    blocks = _blocks_for(encoder, "compile_blocks")
+    for block in blocks:
+        # blocks count together: past torch's own limit, 8, all others would run uncompiled with but a warning
+        block.forward = torch.compile(  # type: ignore[call-overload]  # torch's overloads lack the limit
+            block.forward, recompile_limit=_COMPILED_PER_BLOCK * len(blocks)
+        )
+
+
+def _blocks_for(encoder: nn.Module, setting: str) -> list[nn.Module]:
+    blocks = encoder_blocks(encoder)
+    if not blocks and any(p.requires_grad for p in encoder.parameters()):
+        kinds = " of ".join(type(m).__name__ for m in list(encoder.modules())[2::-1])
+        raise InputError(
+            f"{setting} works block by block, but the encoder ({kinds}) repeats none that can be told from "
+            f"its modules; set {setting}: false or choose another encoder"
+        )
+    return blocks
 
 
 def shard(

@@ -1,15 +1,11 @@
 """Reads what describes a `DualEncoder` from a saved folder or from a training checkpoint.
 
-Only the model's part of a checkpoint is read: optimizer states and entity tables stay on disk. Nothing is
-unpickled except through torch's weights-only loader and, for a sharded checkpoint's index, an allow-list.
+Only the model's part of a checkpoint is read: optimizer states and entity tables stay on disk.
 """
 
 from __future__ import annotations
 
-import io
 import json
-import pickle
-import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -18,23 +14,43 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.metadata import (
-    BytesStorageMetadata,
-    Metadata,
-    StorageMeta,
-    TensorStorageMetadata,
-)
+from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mofi_lightning.encoders import tokenizer
+from mofi_lightning.encoders.checkpoint_format import (
+    INDEX,
+    META,
+    OPTIMIZERS,
+    STATE,
+    check_values,
+    is_complete,
+    load_safely,
+    load_tensors,
+    read_index,
+    read_meta,
+    read_rows,
+    tensor_shapes,
+)
 from mofi_lightning.types import InputError
 
 CONFIG_FILE = "config.json"
 WEIGHTS_FILE = "model.safetensors"
 CHECKPOINT_KEY = "dual_encoder"
 LABEL_SPACE = "label_space"
-_STATE_PREFIX = "model."
-_SHARDS_INDEX, _SHARDS_REST = ".metadata", "meta.pt"  # the layout of Lightning's ModelParallelStrategy
+_MODEL, _AVERAGE = "model.", "average."
+
+__all__ = [
+    "StoredEncoder",
+    "check",
+    "check_resumable",
+    "is_complete",
+    "is_model",
+    "model_path",
+    "read",
+    "read_meta",
+    "read_rows",
+    "tensor_shapes",
+]
 
 
 class StoredEncoder(NamedTuple):
@@ -88,37 +104,42 @@ def is_model(path: Path) -> bool:
 
 
 def check(path: Path) -> None:
-    """Refuse what training cannot be resumed from, or what would run code when it is read.
+    """Refuse what is no checkpoint, or would run code when it is read.
 
     Raises:
-        InputError: `path` is neither a checkpoint file nor a complete sharded checkpoint of `mofi fit`, or it
-            holds pickled objects beyond tensors and plain values.
+        InputError: `path` is neither a consolidated file nor a complete checkpoint folder of `mofi fit`, or
+            it holds pickled objects beyond tensors and plain values.
     """
     if not path.exists():
         raise InputError(f"checkpoint {str(path)!r} does not exist; give a .ckpt file or folder, or 'last'")
     if path.is_file():
-        _description(_load_safely(path), path)
+        _description(load_safely(path), path)
         return
     if not is_complete(path):
         raise InputError(
-            f"folder {str(path)!r} is no complete sharded checkpoint: "
-            f"it lacks {_SHARDS_INDEX} or {_SHARDS_REST}"
+            f"folder {str(path)!r} is no complete sharded checkpoint: it lacks {INDEX} or {META}"
         )
-    _description(_load_safely(path / _SHARDS_REST), path)
-    try:
-        metadata = _SafeReader(path).read_metadata()
-        for index, stored in (metadata.storage_data or {}).items():
-            if isinstance(metadata.state_dict_metadata[index.fqn], BytesStorageMetadata):
-                with open(path / stored.relative_path, "rb") as file:
-                    file.seek(stored.offset)
-                    torch.load(io.BytesIO(file.read(stored.length)), weights_only=True)
-    except Exception as error:  # garbage fails in many ways
-        raise InputError(f"sharded checkpoint {str(path)!r} cannot be read safely") from error
+    _description(load_safely(path / META), path)
+    check_values(path)
 
 
-def is_complete(folder: Path) -> bool:
-    """Whether a sharded checkpoint was written to its end: these two files come last, in this order."""
-    return all((folder / name).is_file() for name in (_SHARDS_INDEX, _SHARDS_REST))
+def check_resumable(path: Path) -> None:
+    """Refuse what training cannot be resumed from, or what would run code when it is read.
+
+    Raises:
+        InputError: `path` is no complete checkpoint folder of this version's `mofi fit`.
+    """
+    check(path)
+    if path.is_file():
+        raise InputError(
+            f"checkpoint {str(path)!r} is one file, which has no optimizer state: resume from the folder it "
+            "was made from, or start from its weights with model.init_from"
+        )
+    if OPTIMIZERS not in read_meta(path):
+        raise InputError(
+            f"checkpoint {str(path)!r} is of an earlier version, which this one cannot resume; start from "
+            "its weights with model.init_from"
+        )
 
 
 def _read_folder(path: Path) -> StoredEncoder:
@@ -140,50 +161,44 @@ def _read_folder(path: Path) -> StoredEncoder:
 
 
 def _read_file(path: Path) -> StoredEncoder:
-    checkpoint = _load_safely(path)
+    checkpoint = load_safely(path)
     stored, prefixes = _described(checkpoint, path)
-    for key, tensor in checkpoint.get("state_dict", {}).items():
-        if name := _name_in_model(key, prefixes):
-            stored.weights[name] = tensor
+    state = {key: value for key, value in checkpoint.get("state_dict", {}).items() if _is_tensor(value)}
+    stored.weights.update({name: state[key] for name, key in _keys(state, prefixes).items()})
     return stored
 
 
 def _read_shards(path: Path) -> StoredEncoder:
-    stored, prefixes = _described(_load_safely(path / _SHARDS_REST), path)
-    try:
-        reader = _SafeReader(path)
-        wanted = {
-            key: torch.empty(entry.size, dtype=entry.properties.dtype)
-            for key, entry in reader.read_metadata().state_dict_metadata.items()
-            if isinstance(entry, TensorStorageMetadata)
-            and _name_in_model(key.removeprefix("state_dict."), prefixes)
-        }
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", message="torch.distributed is disabled")  # one process is meant
-            dcp.load(wanted, storage_reader=reader, no_dist=True)
-    except (Exception, dcp.CheckpointException) as error:  # torch fails in many ways; its own is no Exception
-        raise InputError(
-            f"sharded checkpoint {str(path)!r} is damaged: its index or a shard is unreadable"
-        ) from error
-    for key, tensor in wanted.items():
-        stored.weights[_name_in_model(key.removeprefix("state_dict."), prefixes)] = tensor
+    stored, prefixes = _described(load_safely(path / META), path)
+    entries = read_index(path).state_dict_metadata
+    tensors = {key.removeprefix(STATE): entry for key, entry in entries.items() if key.startswith(STATE)}
+    keys = _keys(tensors, prefixes)
+    wanted = {
+        STATE + key: torch.empty(entry.size, dtype=entry.properties.dtype)
+        for key in keys.values()
+        if isinstance(entry := tensors[key], TensorStorageMetadata)
+    }
+    load_tensors(path, wanted)
+    stored.weights.update({name: wanted[STATE + key] for name, key in keys.items() if STATE + key in wanted})
     return stored
 
 
-def _name_in_model(key: str, prefixes: Mapping[str, str]) -> str:
-    """The name in the model of a training state's entry; empty if it is not of the model."""
-    found = next((prefix for prefix in prefixes if key.startswith(prefix)), None)
-    return "" if found is None else prefixes[found] + key.removeprefix(found)
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, Tensor)
 
 
-def _load_safely(path: Path) -> dict[str, Any]:
-    try:
-        loaded = torch.load(path, map_location="cpu", mmap=True, weights_only=True)
-    except Exception as error:  # garbage fails in torch in many ways
-        raise InputError(f"{str(path)!r} is no checkpoint that can be read safely") from error
-    if not isinstance(loaded, dict):
-        raise InputError(f"{str(path)!r} is no training checkpoint but a {type(loaded).__name__}")
-    return loaded
+def _keys(state: Mapping[str, Any], prefixes: Mapping[str, str]) -> dict[str, str]:
+    """The entries of a training state that are of the model, by their names in it.
+
+    Where there is an average of a parameter, it takes the parameter's place: it is what the run was for.
+    """
+    keys: dict[str, str] = {}
+    for key in sorted(state, key=lambda key: key.startswith(_AVERAGE)):
+        own = key.removeprefix(_AVERAGE).replace("/", ".") if key.startswith(_AVERAGE) else key
+        prefix = next((prefix for prefix in prefixes if own.startswith(prefix)), None)
+        if prefix is not None:
+            keys[prefixes[prefix] + own.removeprefix(prefix)] = key
+    return keys
 
 
 def _description(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
@@ -198,51 +213,9 @@ def _description(checkpoint: dict[str, Any], path: Path) -> dict[str, Any]:
 def _described(checkpoint: dict[str, Any], path: Path) -> tuple[StoredEncoder, dict[str, str]]:
     """What is stored, without weights yet, and what their names begin with in the state and in the model."""
     description = _description(checkpoint, path)
-    prefixes = {_STATE_PREFIX: ""}
+    prefixes = {_MODEL: ""}
     label_space = description.get(LABEL_SPACE)
     if label_space is not None:
         prefixes[f"{label_space['module']}."] = f"{LABEL_SPACE}."
         label_space = label_space["config"]
     return StoredEncoder(description["config"], description.get("tokenizer"), {}, label_space), prefixes
-
-
-class _SafeReader(dcp.FileSystemReader):
-    """Reads the index, which torch pickles, through an allow-list of the classes that an index is made of."""
-
-    def read_metadata(self, *args: Any, **kwargs: Any) -> Metadata:
-        with open(Path(self.checkpoint_id) / _SHARDS_INDEX, "rb") as file:
-            metadata: Metadata = _IndexUnpickler(file).load()
-        metadata.storage_meta = StorageMeta(load_id=self.load_id)
-        return metadata
-
-
-class _IndexUnpickler(pickle.Unpickler):
-    _ALLOWED = frozenset(
-        {
-            *(
-                ("torch.distributed.checkpoint.metadata", name)
-                for name in (
-                    "BytesStorageMetadata",
-                    "ChunkStorageMetadata",
-                    "Metadata",
-                    "MetadataIndex",
-                    "StorageMeta",
-                    "TensorProperties",
-                    "TensorStorageMetadata",
-                    "_MEM_FORMAT_ENCODING",
-                )
-            ),
-            ("torch.distributed.checkpoint.filesystem", "_StorageInfo"),
-            ("torch.serialization", "_get_layout"),
-            ("torch", "Size"),
-            ("pathlib", "PosixPath"),
-            ("pathlib", "WindowsPath"),
-        }
-    )
-
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) in self._ALLOWED or (
-            module == "torch" and isinstance(getattr(torch, name, None), torch.dtype)
-        ):
-            return super().find_class(module, name)
-        raise pickle.UnpicklingError(f"{module}.{name} does not belong in a checkpoint's index")

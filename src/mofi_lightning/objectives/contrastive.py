@@ -61,21 +61,26 @@ class CLIP(Objective):
         self.repeats: Repeats = repeats
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
-        """Loss of the batch; logs the scale."""
+        """Loss of the batch; logs the scale and the mean number of positives a row, itself included."""
         assert embeddings.text is not None  # `requires` was checked before training
         text = gather(embeddings.text)
         scale = self.logit_scale.exp()
+        group = None if self.repeats == "negative" else _global_groups(batch)
         loss = info_nce(
             embeddings.image,
             text,
             scale,
-            group=None if self.repeats == "negative" else _global_groups(batch),
+            group=group,
             repeats=self.repeats,
             first=rank() * len(embeddings.image),
             label_smoothing=self.label_smoothing,
             merge=_merge_columns,
         )
-        return ObjectiveOutput(loss, {"logit_scale": scale.detach().squeeze(0)})
+        if group is not None and self.repeats == "positive":
+            positives = _mean_group_size(group)
+        else:
+            positives = loss.new_ones(())
+        return ObjectiveOutput(loss, {"logit_scale": scale.detach().squeeze(0), "positives": positives})
 
     @torch.no_grad()
     def after_optimizer_step(self, lr_factor: float) -> None:
@@ -85,6 +90,12 @@ class CLIP(Objective):
 
 def _merge_columns(columns: Tensor) -> Tensor:
     return scale_gradient(all_reduce_logsumexp(columns), world_size())
+
+
+def _mean_group_size(group: Tensor) -> Tensor:
+    """Mean over the rows of the number of rows of their group, 0-D."""
+    ones = torch.ones_like(group)
+    return torch.zeros_like(group).index_add(0, group, ones).square().sum() / len(group)
 
 
 def _global_groups(batch: Batch) -> Tensor | None:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.tensor import DTensor, Shard
 
 from mofi_lightning.distributed import (
-    counted_generator,
     gather,
     gather_labels,
     rank,
@@ -22,12 +22,13 @@ from mofi_lightning.distributed import (
 )
 from mofi_lightning.functional import MarginForm, margin_statistics, row_wise_adagrad_
 from mofi_lightning.objectives.base import Objective
+from mofi_lightning.objectives.table_start import label_rows, random_rows
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-_BLOCK = 65_536
+_SPREAD = 0.1  # of the centres of an entity around its vector
 
 
 class EntitySoftmax(Objective):
@@ -55,6 +56,8 @@ class EntitySoftmax(Objective):
             null.
         learning_rate: the table's own peak rate; it follows the schedule of the optimizer.
         seed: of the table's start and of the sampled classes.
+        label_vectors: parquet file of the entities' vectors in the embedding space, from which the rows start
+            instead of at random: `mofi vectors --model` of a model whose image tower this run starts from.
 
     Attributes:
         table: `[C, S, D]`, the S centres of every entity; on several ranks a DTensor sharded by entities.
@@ -77,6 +80,7 @@ class EntitySoftmax(Objective):
         num_sampled: int | None = None,
         learning_rate: float = 0.1,
         seed: int = 1,
+        label_vectors: str | None = None,
     ) -> None:
         super().__init__()
         if not spec.vocabulary:
@@ -91,31 +95,52 @@ class EntitySoftmax(Objective):
         self.num_sampled = num_sampled or self.num_classes
         self.learning_rate = learning_rate
         self.seed = seed
-        own = self._own_rows()
-        shape = (self.num_classes, sub_centers, spec.embed_dim)
-        self.register_buffer("table", _initial_rows(seed, shape, own))
+        self.label_vectors = label_vectors
+        own = self.own_rows()
+        table = random_rows(seed, (self.num_classes, sub_centers, spec.embed_dim), own)
+        if label_vectors is not None:
+            # several centres must differ, or all would get the same gradient for ever
+            table.mul_(_SPREAD if sub_centers > 1 else 0)
+            for rows, vectors in label_rows(Path(label_vectors), spec.vocabulary.ids, own, spec.embed_dim):
+                table[rows] += vectors[:, None].to(table)
+        self.register_buffer("table", table)
         self.register_buffer("second_moment", torch.zeros(len(own), sub_centers))
         self.register_buffer("draws", torch.zeros(1, dtype=torch.int64))
         self._pending: tuple[Tensor | None, Tensor] | None = None  # the step's local ids and rows
+        self._updated = torch.zeros((), dtype=torch.int64)  # how many of this rank's entities were
+        self.register_load_state_dict_post_hook(_count_updated)
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
-        """Loss of the batch; logs the accuracy without margin among the step's classes."""
+        """Loss of the batch; logs the accuracy without margin among the step's classes.
+
+        Also logs which share of the entities took part (`classes`), and the rows of which share have been
+        updated so far (`coverage`).
+        """
+        if self.training:
+            self._pending = None  # of a step that was skipped
         # the ranks' gradients of the features are parts of one sum, and data parallelism takes their mean
         features = scale_gradient(gather(embeddings.image), world_size())
         labels = gather_labels(batch["entity"])
         labelled = labels >= 0
         features, labels = features[labelled], labels[labelled]
         ids, target = self._classes(labels)
-        found = margin_statistics(features, self._rows(ids), target, self.margin, self.scale, self.form)
+        rows = self._rows(ids)
+        found = margin_statistics(features, rows, target, self.margin, self.scale, self.form)
         losses = sharded_cross_entropy(found.logsumexp, found.target_logit)
         correct = sharded_top1(found.target_cosine, found.largest_cosine)
-        # every rank holds all rows here, so these means are global already
+        # every rank holds all rows of the batch here, so these means are global already
         count = max(len(labels), 1)
-        return ObjectiveOutput(losses.sum() / count, {"accuracy": correct.sum() / count})
+        part = world_size() / self.num_classes  # of an own entity in the mean over ranks
+        logs = {
+            "accuracy": correct.sum() / count,
+            "classes": losses.new_full((), len(rows) * part),
+            "coverage": (self._updated * part).to(losses),
+        }
+        return ObjectiveOutput(losses.sum() / count, logs)
 
     def shard(self, mesh: DeviceMesh) -> None:
         """Make table and second moment DTensors of which this rank holds its rows."""
-        own = self._own_rows()
+        own = self.own_rows()
         for name in ("table", "second_moment"):
             whole = getattr(self, name)
             # built before the process group, it is whole; built after, it holds this rank's rows already
@@ -123,11 +148,9 @@ class EntitySoftmax(Objective):
             size = torch.Size([self.num_classes, *local.shape[1:]])
             stride = torch.empty(size, device="meta").stride()
             local = local.to(mesh.device_type)
-            setattr(
-                self,
-                name,
-                DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=size, stride=stride),
-            )
+            local = DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
+            setattr(self, name, local)
+        self.count_updated()
 
     @torch.no_grad()
     def after_optimizer_step(self, lr_factor: float) -> None:
@@ -137,9 +160,17 @@ class EntitySoftmax(Objective):
         (ids, rows), self._pending = self._pending, None
         if rows.grad is not None:
             table, second_moment = _local(self.table), _local(self.second_moment)
+            before = _num_updated(second_moment, ids)
             row_wise_adagrad_(table, second_moment, ids, rows.grad, self.learning_rate * lr_factor)
+            self._updated = self._updated + (_num_updated(second_moment, ids) - before)
 
-    def _own_rows(self) -> range:
+    @torch.no_grad()
+    def count_updated(self) -> None:
+        """Count anew how many rows have been updated, where something else than a step set their moment."""
+        self._updated = _num_updated(_local(self.second_moment), None)
+
+    def own_rows(self) -> range:
+        """The entities whose rows this rank holds."""
         # torch's Shard(0): equal shares rounded up, the last ranks may have fewer or none
         share = math.ceil(self.num_classes / world_size())
         start = min(rank() * share, self.num_classes)
@@ -150,7 +181,7 @@ class EntitySoftmax(Objective):
 
         The classes are int64 `[K]`, or None for all rows; a label that another rank holds has position -1.
         """
-        own = self._own_rows()
+        own = self.own_rows()
         if self.num_sampled >= self.num_classes:
             held = (labels >= own.start) & (labels < own.stop)
             return None, torch.where(held, labels - own.start, -1)
@@ -188,19 +219,14 @@ def _check(margin: float, scale: float, form: str, sub_centers: int, num_sampled
         raise InputError(f"num_sampled is {num_sampled}; give a positive number, or null for all entities")
 
 
-def _initial_rows(seed: int, shape: tuple[int, int, int], own: range) -> Tensor:
-    """The rows `own` of the table at its start, about unit norm, the same however the table is split."""
-    num_classes, *centers = shape
-    table = torch.empty(len(own), *centers)
-    for first in range(own.start - own.start % _BLOCK, own.stop, _BLOCK):
-        block = range(first, min(first + _BLOCK, num_classes))
-        generator = counted_generator(seed, first // _BLOCK)
-        values = torch.randn(len(block), *centers, generator=generator, device="cpu", dtype=torch.float32)
-        start, stop = max(own.start, block.start), min(own.stop, block.stop)
-        table[start - own.start : stop - own.start] = values[start - first : stop - first] / math.sqrt(
-            shape[-1]
-        )
-    return table
+def _num_updated(second_moment: Tensor, ids: Tensor | None) -> Tensor:
+    rows = second_moment if ids is None else second_moment.index_select(0, ids)
+    return rows.any(1).sum()
+
+
+def _count_updated(objective: nn.Module, incompatible_keys: object) -> None:
+    assert isinstance(objective, EntitySoftmax)
+    objective.count_updated()
 
 
 def _local(tensor: Tensor) -> Tensor:

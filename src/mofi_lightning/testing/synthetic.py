@@ -28,10 +28,10 @@ class _SyntheticLoader:
         return len(self.steps)
 
     def __iter__(self) -> Iterator[Batch]:
+        self.done %= max(1, len(self.steps))  # a finished pass begins anew
         for step in self.steps[self.done :]:
             self.done += 1
             yield self._mine(self.data.global_batch(step))
-        self.done = 0
 
     def state_dict(self) -> dict[str, int]:
         return {"done": self.done}

@@ -1,16 +1,37 @@
-"""Pretraining with Lightning: the module, its strategy, optimisation, checkpoints and callbacks."""
+"""Pretraining with Lightning: the module, its strategies, optimisation, checkpoints and callbacks.
 
-from mofi_lightning.training.callbacks import RetrievalValidation, RunSummary
-from mofi_lightning.training.checkpointing import StepCheckpoint
-from mofi_lightning.training.module import PretrainingModule
-from mofi_lightning.training.optimization import Optimization
-from mofi_lightning.training.strategy import ShardedStrategy
+The names are lazy: the verbs that do not train never import Lightning.
+"""
 
-__all__ = [
-    "Optimization",
-    "PretrainingModule",
-    "RetrievalValidation",
-    "RunSummary",
-    "ShardedStrategy",
-    "StepCheckpoint",
-]
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+_PUBLIC = {
+    "Optimization": "optimization",
+    "PretrainingModule": "module",
+    "RetrievalValidation": "callbacks",
+    "RunSummary": "callbacks",
+    "ShardedStrategy": "strategy",
+    "SingleProcessStrategy": "single_process",
+    "StepCheckpoint": "checkpointing",
+}
+
+__all__ = list(_PUBLIC)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _PUBLIC:
+        return getattr(import_module(f"{__name__}.{_PUBLIC[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+if TYPE_CHECKING:
+    from mofi_lightning.training.callbacks import RetrievalValidation as RetrievalValidation
+    from mofi_lightning.training.callbacks import RunSummary as RunSummary
+    from mofi_lightning.training.checkpointing import StepCheckpoint as StepCheckpoint
+    from mofi_lightning.training.module import PretrainingModule as PretrainingModule
+    from mofi_lightning.training.optimization import Optimization as Optimization
+    from mofi_lightning.training.single_process import SingleProcessStrategy as SingleProcessStrategy
+    from mofi_lightning.training.strategy import ShardedStrategy as ShardedStrategy

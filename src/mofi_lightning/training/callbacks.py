@@ -1,12 +1,8 @@
-"""Callbacks: what a run did and how fast, and retrieval on held-out images during training."""
+"""Callbacks: the progress bar, and retrieval on held-out images during training."""
 
 from __future__ import annotations
 
-import json
-import os
-import time
 from pathlib import Path
-from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -19,101 +15,23 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.evaluation.datasets import open_evaluation_set
 from mofi_lightning.evaluation.retrieval import retrieval_average_precision
-from mofi_lightning.training.checkpointing import StepCheckpoint
-from mofi_lightning.types import Batch, InputError
+from mofi_lightning.training.run_summary import RunSummary
+from mofi_lightning.types import InputError
 
-
-class RunSummary(Callback):
-    """Logs images/s and the share of time spent waiting for data; at the end, writes what the run did.
-
-    `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait and bad_rows. Times
-    go on over resumes and leave validation and checkpoints out; bad rows are those that this process replaced
-    because they could not be read, by source and kind.
-    """
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-        self.waited = 0.0
-        self.images = 0
-        self._started = 0.0
-        self._ended = 0.0
-        self._saved = 0.0
-        self._window = (0.0, 0.0, 0)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Totals, so that they go on after a resume."""
-        return {"seconds": self.seconds, "waited": self.waited, "images": self.images}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on from the totals of a checkpoint."""
-        self.seconds, self.waited, self.images = (state_dict[k] for k in ("seconds", "waited", "images"))
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Start the clock."""
-        self._ended = time.perf_counter()
-        self._window = (self.seconds, self.waited, self.images)
-
-    def on_train_batch_start(
-        self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
-    ) -> None:
-        """The wait for the batch ends; what was spent on a checkpoint meanwhile does not count."""
-        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-        saving = sum(c.seconds for c in callbacks if isinstance(c, StepCheckpoint))
-        self._ended += saving - self._saved
-        self._saved = saving
-        self._started = time.perf_counter()
-
-    def on_train_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
-    ) -> None:
-        """Count the step; log at the trainer's interval."""
-        now = time.perf_counter()
-        self.seconds += now - self._ended
-        self.waited += self._started - self._ended
-        self.images += len(batch["image"]) * trainer.world_size
-        if trainer.global_step % max(1, trainer.log_every_n_steps) == 0:  # type: ignore[attr-defined]
-            seconds, waited, images = (
-                a - b for a, b in zip((self.seconds, self.waited, self.images), self._window, strict=True)
-            )
-            self._window = (self.seconds, self.waited, self.images)
-            pl_module.log("train/images_per_second", images / seconds)
-            pl_module.log("train/data_wait", waited / seconds)
-        self._ended = time.perf_counter()
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Leave validation out."""
-        self._ended = time.perf_counter()
-
-    def on_fit_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Write the summary."""
-        bad_rows = dict(getattr(getattr(trainer, "datamodule", None), "bad_rows", {}))
-        if trainer.is_global_zero and self.seconds > 0:
-            for kind, count in bad_rows.items():
-                print(f"replaced {count:,} rows that could not be read: {kind}")
-            summary = {
-                "seconds": round(self.seconds, 2),
-                "steps": trainer.global_step,
-                "images_per_second": round(self.images / self.seconds, 1),
-                "data_wait": round(self.waited / self.seconds, 4),
-                "bad_rows": bad_rows,
-            }
-            path = Path(trainer.default_root_dir) / "summary.json"
-            path.parent.mkdir(parents=True, exist_ok=True)
-            partial = path.with_suffix(".partial")
-            partial.write_text(json.dumps(summary, indent=2) + "\n")
-            os.replace(partial, path)
+__all__ = ["RetrievalValidation", "RunSummary", "StepProgressBar"]
 
 
 class StepProgressBar(TQDMProgressBar):
-    """The bar of the steps, without the number of the log folder that Lightning adds."""
+    """The bar of the steps, with the newest loss, that of this process's rows."""
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        """What was logged for the bar."""
+        """What was logged for the bar, the loss not as it was logged but of the step that was just taken."""
         metrics = super().get_metrics(trainer, pl_module)
-        metrics.pop("v_num", None)
-        return metrics
+        metrics.pop("v_num", None)  # the number of the log folder, which Lightning adds
+        loss = pl_module.metrics.newest("loss")  # type: ignore[union-attr, operator]
+        return metrics if loss is None else {**metrics, "train/loss": loss}
 
 
 class RetrievalValidation(Callback):

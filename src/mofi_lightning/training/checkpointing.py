@@ -1,209 +1,253 @@
-"""Checkpoints: where they lie, how they are written and found, and the exported model folder."""
+"""When checkpoints are written, and which of them are kept."""
 
 from __future__ import annotations
 
+import json
+import logging
+import math
 import os
-import re
 import shutil
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-import torch
-from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
-from torch.distributed import checkpoint as dcp
-from torch.distributed.checkpoint.metadata import TensorStorageMetadata
-from torch.distributed.tensor import DTensor
+from lightning.pytorch.trainer.states import TrainerFn
 
-from mofi_lightning.encoders.checkpoint import CONFIG_FILE, LABEL_SPACE, is_complete
-from mofi_lightning.encoders.dual_encoder import DualEncoder
-from mofi_lightning.encoders.label_space import LabelSpace
+from mofi_lightning.training.checkpoint_folders import (
+    checkpoint_path,
+    is_exported,
+    latest_checkpoint,
+    refuse_earlier_run,
+    remove_superseded,
+    step_of,
+)
+from mofi_lightning.training.checkpoint_strategy import Background, FolderCheckpoints
 from mofi_lightning.types import InputError
 
-_STEP = re.compile(r"step=(\d+)\.ckpt$")
+__all__ = ["StepCheckpoint", "is_exported", "latest_checkpoint", "refuse_earlier_run", "step_of"]
+
+_log = logging.getLogger(__name__)
+_SCORE = "score.json"
 
 
 class StepCheckpoint(ModelCheckpoint):
-    """Saves to `<default_root_dir>/checkpoints/step=N.ckpt`; the newest is kept, older ones are removed.
+    """Saves to `<default_root_dir>/checkpoints/step=N.ckpt`; the newest are kept, older ones are removed.
 
-    The last step is saved too, so that a finished run can be continued with more steps. A run that starts at
-    step 0 where an earlier run left checkpoints or a model is refused: the two would be mixed up.
+    Training goes on while a checkpoint is written: it waits only until the state is copied to host memory,
+    which must hold it a second time. The last step, and what `save_now` saves, are written before anything
+    else happens. A checkpoint that cannot be written is reported, and training goes on; one of the last step
+    ends the run. A run that starts at step 0 where an earlier run left checkpoints or a model is refused: the
+    two would be mixed up.
 
     Args:
         every_n_steps: optimizer steps between two checkpoints.
+        keep_last: how many of the newest are kept.
+        monitor: a logged value, such as val/map, whose best checkpoint so far is kept in `checkpoints/best`;
+            looked at after each validation.
+        mode: whether the largest or the smallest value is the best.
 
     Attributes:
-        seconds: spent saving, in this process.
+        seconds: that training stood still for checkpoints, in this process.
     """
 
-    def __init__(self, every_n_steps: int = 1000) -> None:
+    def __init__(
+        self,
+        every_n_steps: int = 1000,
+        keep_last: int = 1,
+        monitor: str | None = None,
+        mode: Literal["min", "max"] = "max",
+    ) -> None:
+        for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
+            if value < 1:
+                raise InputError(f"StepCheckpoint.{name} is {value}; give a positive number")
         super().__init__(
             filename="{step:08d}",
             every_n_train_steps=every_n_steps,
-            save_top_k=1,
+            monitor=monitor,
+            mode=mode,
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
+        self.every_n_steps = every_n_steps
+        self.keep_last = keep_last
         self.seconds = 0.0
+        self._saved: Path | None = None  # the last one begun
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Put the checkpoints into the run's folder."""
-        self.dirpath = str(Path(trainer.default_root_dir) / "checkpoints")
-        super().setup(trainer, pl_module, stage)
+        if not isinstance(trainer.strategy, FolderCheckpoints):
+            raise InputError(
+                f"StepCheckpoint does not save under {type(trainer.strategy).__name__}; give the trainer "
+                "strategy=SingleProcessStrategy(), or ShardedStrategy() for several processes"
+            )
+        self.dirpath = trainer.strategy.broadcast(str(Path(trainer.default_root_dir) / "checkpoints"))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: what is best is written beside it."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Nothing to restore."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to start anew in an earlier run's folder."""
-        super().on_train_start(trainer, pl_module)
         if trainer.global_step == 0:
             refuse_earlier_run(Path(trainer.default_root_dir))
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        """Save when it is time and at the last step, then remove what the new checkpoint supersedes."""
-        started, before = time.perf_counter(), self.best_model_path
-        super().on_train_batch_end(trainer, *args)
-        is_last = trainer.global_step == trainer.max_steps
-        if is_last and not self._should_skip_saving_checkpoint(trainer):  # skips what was just saved
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
-        if self.best_model_path != before:
-            if trainer.is_global_zero:
-                self._remove_superseded(Path(self.best_model_path))
+        """Save when it is time, and at the last step."""
+        step = trainer.global_step
+        if step == trainer.max_steps:
+            self.save_now(trainer)
+        elif step % self.every_n_steps == 0 and self._may_save(trainer):
+            self._save(trainer, checkpoint_path(self._folder, step), background=True)
+
+    def on_train_epoch_end(self, *args: Any) -> None:
+        """Steps count, not epochs."""
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the checkpoint of this step if it is the best so far."""
+        if self.monitor is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
+            return
+        found = trainer.callback_metrics.get(self.monitor)
+        if found is None:
+            raise InputError(
+                f"StepCheckpoint.monitor is {self.monitor!r}, which validation does not log; it logs "
+                f"{', '.join(sorted(name for name in trainer.callback_metrics if name.startswith('val')))}"
+            )
+        score = trainer.strategy.broadcast(float(found))
+        if trainer.strategy.broadcast(self._is_best(score)):
+            self._keep_best(trainer, score)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        """Let a write that has begun come to its end."""
+        if isinstance(trainer.strategy, FolderCheckpoints):
+            trainer.strategy.finish_saving()
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Wait for what is still being written."""
+        started = time.perf_counter()
+        _strategy(trainer).finish_saving()
+        self.seconds += time.perf_counter() - started
+
+    def save_now(self, trainer: Trainer) -> None:
+        """Save the present step, unless that is done, and return when it is on the disk; all ranks must call.
+
+        Raises:
+            InputError: it could not be written, on all ranks.
+        """
+        if not self._may_save(trainer):
+            return
+        path = checkpoint_path(self._folder, trainer.global_step)
+        if self._saved == path:
+            started = time.perf_counter()
+            error = _strategy(trainer).finish_saving()
             self.seconds += time.perf_counter() - started
+        else:
+            error = None
+        if self._saved != path or error is not None:
+            self._save(trainer, path, background=False)
 
-    def _remove_superseded(self, newest: Path) -> None:
-        # Lightning itself leaves the checkpoint that the run was resumed from, and what a kill left behind
-        for path in newest.parent.glob("step=*.ckpt*"):
-            if path == newest or path.name > newest.name:
-                continue
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+    @property
+    def _folder(self) -> Path:
+        assert self.dirpath is not None
+        return Path(self.dirpath)
 
+    def _may_save(self, trainer: Trainer) -> bool:
+        return not trainer.fast_dev_run and trainer.state.fn == TrainerFn.FITTING and trainer.global_step > 0  # type: ignore[attr-defined]
 
-def refuse_earlier_run(root: Path) -> None:
-    """Raise InputError if a run from step 0 would be mixed up with another run's checkpoints or model."""
-    earlier = latest_checkpoint(root)
-    if earlier is not None:
-        raise InputError(
-            f"{earlier} is of an earlier run; go on with it (--ckpt_path last), remove it, or choose another "
-            "trainer.default_root_dir"
-        )
-    model = root / "model"
-    if (model / CONFIG_FILE).is_file():
-        raise InputError(
-            f"{model} is of an earlier run, whose checkpoints are gone; remove it, or choose another "
-            "trainer.default_root_dir"
-        )
+    def _save(self, trainer: Trainer, path: Path, background: bool) -> None:
+        started = time.perf_counter()
+        self._saved = path
+        if self.monitor is None:
+            self.best_model_path = str(path)
+        if background:
+            trainer.save_checkpoint(path, storage_options=Background(self._finished))
+        else:
+            try:
+                trainer.save_checkpoint(path)
+            except InputError as error:
+                raise InputError(f"{error}; {_newest_intact(path)}") from error
+            if trainer.is_global_zero:
+                self._finished(path, None)
+        self.seconds += time.perf_counter() - started
 
+    def _finished(self, path: Path, error: str | None) -> None:
+        """Of a write, on rank 0, perhaps in another thread."""
+        if error is None:
+            remove_superseded(path, self.keep_last)
+        else:
+            _log.warning(
+                "checkpoint %s could not be written: %s; training goes on, %s",
+                path,
+                error,
+                _newest_intact(path),
+            )
 
-class AtomicCheckpointIO(TorchCheckpointIO):
-    """Writes beside the target and renames, so that a killed process never leaves half a checkpoint."""
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Save to `path`, whole or not at all."""
-        partial = f"{path}.partial"
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        os.replace(partial, path)
-
-
-def latest_checkpoint(root: Path) -> Path | None:
-    """The complete checkpoint with the most steps under `root/checkpoints`; None if there is none."""
-    found = [
-        (int(match[1]), path)
-        for path in (root / "checkpoints").glob("*.ckpt")
-        if (match := _STEP.search(path.name)) and (path.is_file() or is_complete(path))
-    ]
-    return max(found)[1] if found else None
-
-
-def step_of(checkpoint: Path) -> int:
-    """The number of steps in the name of a checkpoint that `latest_checkpoint` found."""
-    match = _STEP.search(checkpoint.name)
-    assert match is not None
-    return int(match[1])
-
-
-def is_exported(root: Path, checkpoint: Path) -> bool:
-    """Whether `root/model` is complete and was written after `checkpoint`."""
-    config = root / "model" / CONFIG_FILE
-    return config.is_file() and config.stat().st_mtime_ns >= checkpoint.stat().st_mtime_ns
-
-
-@contextmanager
-def explain_mismatch(checkpoint: Path | None, module: LightningModule) -> Iterator[None]:
-    """Name the parameter where `checkpoint` turns out to be of another model than `module`.
-
-    Args:
-        checkpoint: that is read within; `encoders.checkpoint.check` has found it safe to read.
-        module: that is restored.
-
-    Raises:
-        InputError: names or shapes of parameters or buffers differ.
-    """
-    try:
-        yield
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, dcp.CheckpointException) as error:  # torch's own is no Exception
+    def _is_best(self, score: float) -> bool:
         try:
-            differs = None if checkpoint is None else _difference(checkpoint, module)
-        except OSError:  # a newer checkpoint has taken its place: the error is of the training itself
-            differs = None
-        if differs is None:
-            raise
-        raise InputError(
-            f"checkpoint {checkpoint} is of another model: {differs}; use its own configuration"
-        ) from error
+            best = json.loads((self._folder / "best" / _SCORE).read_text())
+        except (OSError, ValueError):
+            best = {}
+        if math.isnan(score):
+            return False
+        if (best.get("monitor"), best.get("mode")) != (self.monitor, self.mode):
+            return True
+        return bool(score > best["score"] if self.mode == "max" else score < best["score"])
+
+    def _keep_best(self, trainer: Trainer, score: float) -> None:
+        started = time.perf_counter()
+        present = checkpoint_path(self._folder, trainer.global_step)
+        path = checkpoint_path(self._folder / "best", trainer.global_step)
+        try:
+            is_saved = _strategy(trainer).finish_saving() is None and self._saved == present
+            if not is_saved:
+                trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                if is_saved:
+                    _copy(present, path)
+                self._note_best(path, score)
+        except (InputError, OSError) as error:
+            if trainer.is_global_zero:
+                _log.warning("the best checkpoint so far, %s, could not be kept: %s", path, error)
+        else:
+            self.best_model_path = str(path)
+        self.seconds += time.perf_counter() - started
+
+    def _note_best(self, path: Path, score: float) -> None:
+        """Write down how good the checkpoint is, then remove the one before."""
+        note = {"step": step_of(path), "monitor": self.monitor, "mode": self.mode, "score": score}
+        partial = path.parent / f"{_SCORE}.partial"
+        partial.write_text(json.dumps(note) + "\n")
+        os.replace(partial, path.parent / _SCORE)
+        for other in path.parent.glob("step=*.ckpt*"):
+            if other != path:
+                shutil.rmtree(other, ignore_errors=True)
 
 
-def _difference(checkpoint: Path, module: LightningModule) -> str | None:
-    """The first parameter or buffer whose shape differs or, where none does, that only one of them has."""
-    saved = _saved_shapes(checkpoint)
-    own = {name: tuple(tensor.shape) for name, tensor in module.state_dict().items()}
-    for name in own:
-        if name in saved and own[name] != saved[name]:
-            return f"{name} is {list(saved[name])} there and {list(own[name])} here"
-    for name in own:
-        if name not in saved:
-            return f"it has no {name} {list(own[name])}"
-    for name in saved:
-        if name not in own:
-            return f"its {name} {list(saved[name])} is not in this one"
-    return None
+def _strategy(trainer: Trainer) -> FolderCheckpoints:
+    assert isinstance(trainer.strategy, FolderCheckpoints)
+    return trainer.strategy
 
 
-def _saved_shapes(checkpoint: Path) -> dict[str, tuple[int, ...]]:
-    if checkpoint.is_dir():
-        entries = dcp.FileSystemReader(checkpoint).read_metadata().state_dict_metadata
-        return {
-            name.removeprefix("state_dict."): tuple(entry.size)
-            for name, entry in entries.items()
-            if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
-        }
-    saved = torch.load(checkpoint, map_location="cpu", mmap=True, weights_only=True)
-    return {name: tuple(tensor.shape) for name, tensor in saved["state_dict"].items()}
+def _newest_intact(path: Path) -> str:
+    newest = latest_checkpoint(path.parent.parent)
+    return f"the newest intact checkpoint is {newest}" if newest else "there is no intact checkpoint yet"
 
 
-def export_model(model: DualEncoder, label_space: LabelSpace | None, folder: Path, write: bool) -> None:
-    """Write the model folder; every rank must call, the one with `write` writes.
-
-    Args:
-        model: its parameters may be sharded over the ranks.
-        label_space: of the objective; likewise.
-        folder: receives config.json, model.safetensors, tokenizer.json.
-        write: whether this rank writes (rank 0).
-    """
-    state = model.state_dict()
-    if label_space is not None:
-        state |= label_space.state_dict(prefix=f"{LABEL_SPACE}.")
-    weights = {}
-    for name, value in state.items():
-        whole = value.full_tensor() if isinstance(value, DTensor) else value
-        if write:
-            weights[name] = whole
-    if write:
-        model.save(folder, weights, None if label_space is None else label_space.config)
+def _copy(source: Path, target: Path) -> None:
+    """A second folder with the same files, which take no more room where the disk allows it."""
+    partial = target.with_name(f"{target.name}.partial")
+    for copy in (os.link, shutil.copy2):
+        shutil.rmtree(partial, ignore_errors=True)
+        try:
+            shutil.copytree(source, partial, copy_function=copy)
+        except OSError:
+            if copy is shutil.copy2:
+                raise
+        else:
+            break
+    shutil.rmtree(target, ignore_errors=True)
+    os.replace(partial, target)

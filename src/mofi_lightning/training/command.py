@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -11,13 +12,12 @@ from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.cli import LightningCLI
 
-# the first two so that short class names (I2EDataModule, MOFI, ...) resolve in YAML
+# those that nothing here uses are imported so that short class names (MOFI, ...) resolve in YAML
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
+from mofi_lightning.training.callbacks import RetrievalValidation  # noqa: F401
 from mofi_lightning.training.checkpointing import (
-    AtomicCheckpointIO,
-    explain_mismatch,
     is_exported,
     latest_checkpoint,
     refuse_earlier_run,
@@ -28,12 +28,16 @@ from mofi_lightning.training.defaults import (
     default_callbacks,
     default_loggers,
     probe,
+    profiler,
     quiet,
     say,
     share_cores,
 )
+from mofi_lightning.training.endings import tidy
+from mofi_lightning.training.mismatch import explain_mismatch
 from mofi_lightning.training.module import PretrainingModule
-from mofi_lightning.training.options import refuse_unknown_sections, short_help, usage
+from mofi_lightning.training.options import refuse_unknown_sections, usage
+from mofi_lightning.training.single_process import SingleProcessStrategy
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
 from mofi_lightning.types import InputError
 
@@ -75,7 +79,8 @@ class PretrainingCLI(LightningCLI):
         config = self.config[self.subcommand]
         root = _root(config.trainer)
         if self.subcommand == "fit":
-            path = _start_of_training(config.get("ckpt_path"), root, config.trainer.max_steps)
+            given = config.get("ckpt_path") or ("last" if _was_requeued() else None)
+            path = _start_of_training(given, root, config.trainer.max_steps)
         else:
             path = _to_validate(config.get("ckpt_path"), root)
         if path is not None:
@@ -87,7 +92,7 @@ class PretrainingCLI(LightningCLI):
 
     def fit(self, ckpt_path: str | None = None, **options: Any) -> None:
         """Train, and say where the model is."""
-        with explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
+        with tidy(self.trainer), explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
             self.trainer.fit(ckpt_path=ckpt_path, **options)
         if self.trainer.global_step >= self.trainer.max_steps:
             say(f"model -> {Path(self.trainer.default_root_dir) / 'model'}")
@@ -99,7 +104,7 @@ class PretrainingCLI(LightningCLI):
                 "mofi validate needs held-out rows; set data.validation "
                 "(for instance --data.init_args.validation data/validation)"
             )
-        with explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
+        with tidy(self.trainer), explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
             self.trainer.validate(ckpt_path=ckpt_path, **options)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -115,6 +120,8 @@ class PretrainingCLI(LightningCLI):
             config["log_every_n_steps"] = config["max_steps"]
         if config.get("logger") in (None, True):
             config["logger"] = default_loggers(root)
+        if isinstance(config.get("profiler"), str):
+            config["profiler"] = profiler(config["profiler"], root)
         if str(config.get("strategy")).rpartition(".")[2] == ShardedStrategy.__name__:
             config["strategy"] = ShardedStrategy()  # the parser leaves a bare name as it is
         require_sharded(config.get("strategy"))
@@ -126,11 +133,7 @@ class PretrainingCLI(LightningCLI):
         if processes > 1 and config.get("strategy") in (None, "auto"):
             config["strategy"] = ShardedStrategy()
         if processes == 1:
-            config["strategy"] = "auto"
-            plugins = config.get("plugins") or []
-            config["plugins"] = [*(plugins if isinstance(plugins, list) else [plugins]), AtomicCheckpointIO()]
-        if self.subcommand is not None:
-            _check_processes(self.config[self.subcommand].get("ckpt_path"), processes)
+            config["strategy"] = SingleProcessStrategy(str(bare.strategy.root_device))
         return self._instantiate_trainer(config, [])
 
 
@@ -139,6 +142,11 @@ def _root(trainer_config: Any) -> Path:
     if "://" in root:
         raise InputError(f"trainer.default_root_dir {root} must be a folder on this machine")
     return Path(root)
+
+
+def _was_requeued() -> bool:
+    """Whether SLURM has started this job before, which thus goes on with the same command."""
+    return int(os.environ.get("SLURM_RESTART_COUNT", "0")) > 0
 
 
 def _start_of_training(path: str | None, root: Path, max_steps: int) -> Path | None:
@@ -186,15 +194,7 @@ def _check_checkpoint(path: Path) -> None:
             f"{path} is a model, not a checkpoint, which also holds the objective and the optimizer; "
             f"checkpoints are in {path.parent / 'checkpoints'}"
         )
-    checkpoint.check(path)
-
-
-def _check_processes(path: str | None, processes: int) -> None:
-    if path and Path(path).is_dir() != (processes > 1):
-        wrote = "several processes" if Path(path).is_dir() else "one process"
-        raise InputError(
-            f"checkpoint {path} was written by {wrote}, this run has {processes}; resume it as it was begun"
-        )
+    checkpoint.check_resumable(path)
 
 
 def build(words: list[str], run: bool = True) -> PretrainingCLI:
@@ -228,9 +228,5 @@ def run(words: list[str]) -> None:
     Raises:
         ArgumentError: the options are wrong.
     """
-    verb, *rest = words
-    if rest in (["-h"], ["--help"]):
-        print(short_help(verb))
-        return
     quiet()
-    build([verb, "--help"] if rest == ["--help", "all"] else words)
+    build([words[0], "--help"] if words[1:] == ["--help", "all"] else words)

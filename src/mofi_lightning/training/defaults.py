@@ -13,10 +13,13 @@ import torch
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, ProgressBar
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
 from mofi_lightning.training.callbacks import RunSummary, StepProgressBar
 from mofi_lightning.training.checkpointing import StepCheckpoint
+from mofi_lightning.training.signals import StopAtSignal
+from mofi_lightning.types import InputError
 
 
 def quiet() -> None:
@@ -35,7 +38,7 @@ def quiet() -> None:
 
 
 def default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool | None) -> list[Callback]:
-    """The callbacks `given`, and ours for checkpoints, summary and progress where they bring none.
+    """The callbacks `given`, and ours for checkpoints, summary, signals and progress where they bring none.
 
     Args:
         given: the trainer's `callbacks`: a list, one, or None.
@@ -45,8 +48,9 @@ def default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool
     callbacks = list(given) if isinstance(given, list) else [given] if given else []
     if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
         callbacks.append(StepCheckpoint())
-    if not any(isinstance(c, RunSummary) for c in callbacks):
-        callbacks.append(RunSummary())
+    for kind in (RunSummary, StopAtSignal):
+        if not any(isinstance(c, kind) for c in callbacks):
+            callbacks.append(kind())
     if progress_bar is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
         callbacks.append(StepProgressBar(refresh_rate=10))
     return callbacks
@@ -58,6 +62,18 @@ def default_loggers(root: Path) -> list[Logger]:
     if importlib.util.find_spec("tensorboard"):
         loggers.append(TensorBoardLogger(root, name="logs", version=loggers[0].version))
     return loggers
+
+
+def profiler(name: str, root: Path) -> Profiler:
+    """The profiler of that name; it writes `root/fit-profile*`, for 'pytorch' a Chrome trace, too.
+
+    Raises:
+        InputError: there is none of that name.
+    """
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    if name not in kinds:
+        raise InputError(f"there is no trainer.profiler {name!r}; choose one of {', '.join(kinds)}")
+    return kinds[name](dirpath=root, filename="profile")
 
 
 def probe(config: dict[str, Any]) -> Trainer:

@@ -9,23 +9,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from mofi_lightning.distributed import gather_labels
-from mofi_lightning.distributed.blocks import encoder_blocks
 from mofi_lightning.distributed.parallelize import checkpoint_activations, compile_blocks, shard
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
-from mofi_lightning.training.averaging import WeightAverage
-from mofi_lightning.training.checkpointing import export_model
+from mofi_lightning.training.averaging import ValidateAverage, WeightAverage
 from mofi_lightning.training.description import describe, refuse_another
+from mofi_lightning.training.export import export_model
 from mofi_lightning.training.gradients import Gradients
+from mofi_lightning.training.layer_decay import block_depths
 from mofi_lightning.training.optimization import Optimization
 from mofi_lightning.training.requirements import check_requirements
-from mofi_lightning.training.skipping import SkippedSteps
+from mofi_lightning.training.skipping import BatchStatistics, SkippedSteps
 from mofi_lightning.training.slicing import encode_in_slices, refuse_batch_statistics
 from mofi_lightning.training.step_metrics import StepMetrics
 from mofi_lightning.training.strategy import ShardedStrategy, refuse_what_trains_wrong
@@ -47,7 +47,8 @@ class PretrainingModule(LightningModule):
         objective: makes the objective from the spec (sizes and vocabulary come from encoder and data).
         optimization: the optimizer and its schedule.
         init_from: start from the weights of a model folder, a run or a checkpoint; what fits is taken, what
-            is missing or unexpected is reported. To go on with a run, use --ckpt_path instead.
+            is missing or unexpected is reported; of a checkpoint also the rows of its entity table, by entity
+            id. To go on with a run, use --ckpt_path instead.
         freeze: shell patterns of parameters that keep their values, such as 'model.image.*' or
             'model.image.encoder.*' (all but the projection).
         teacher: a frozen image encoder for objectives that learn from one; not part of the model.
@@ -96,6 +97,7 @@ class PretrainingModule(LightningModule):
         self.ema_decay = ema_decay
         self.metrics = StepMetrics()
         self.skipped = SkippedSteps(max_skipped_steps)
+        self.stop_requested = False  # of this rank, by a signal
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise train something wrong without a word."""
@@ -131,10 +133,12 @@ class PretrainingModule(LightningModule):
             shard(self.towers(), self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
         trained = {name: p for name, p in self.exported_parameters().items() if p.requires_grad}
         self.average = None if self.ema_decay is None else WeightAverage(trained, self.ema_decay)
+        if self.average is not None:
+            self.average.keep_state_in_order(self)
 
-    def build(self, vocabulary: Any) -> None:
-        """Make model, teacher and objective with fresh weights, whole."""
-        self.model = DualEncoder.from_config(self.encoder_config)
+    def build(self, vocabulary: Any, tokenizer: Any = None) -> None:
+        """Make model, teacher and objective with fresh weights, whole; `tokenizer` replaces the configured one."""
+        self.model = DualEncoder.from_config(self.encoder_config, tokenizer)
         self.teacher = None if self.teacher_config is None else Teacher(self.teacher_config)
         text = self.model.text
         self.objective = self.make_objective(
@@ -202,19 +206,26 @@ class PretrainingModule(LightningModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Loss of the rank's rows."""
         # dropout is a function of (seed, step, rank), so a resumed run repeats it without saved generators
-        torch.manual_seed(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
+        self._seed_dropout(hash((self._seed, self.global_step, self.global_rank)) % 2**63)
         output = self(batch)
         self._loss = output.loss.detach()
         self.metrics.add({"loss": self._loss, **output.logs})
         return output.loss
 
+    def _seed_dropout(self, seed: int) -> None:
+        """As `torch.manual_seed`, which takes a millisecond for the devices that are not there."""
+        torch.default_generator.manual_seed(seed)
+        if self.device.type != "cpu":
+            torch.get_device_module(self.device).manual_seed(seed)
+
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the means since the last time, at the steps that reach the logger."""
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and self.global_step % interval == 0:
-            values = self.metrics.means() | {
-                f"grad_norm/{name}": norm for name, norm in self.gradients.norms.items()
-            }
+            norms = {**self.gradients.norms, "total": self.gradients.total}
+            values = self.metrics.means() | {f"grad_norm/{name}": norm for name, norm in norms.items()}
+            factor = self.optimization.lr_factor(self.global_step - 1, self.trainer.max_steps)
+            values["lr"] = self.optimization.lr * factor
             values["skipped_steps"] = float(self.skipped.count)
             for name, value in values.items():
                 self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch["image"]))
@@ -242,9 +253,7 @@ class PretrainingModule(LightningModule):
         parameters = {n: p for n, p in self.named_parameters() if n.startswith(names)}
         optimizer = self.optimization.build(parameters, self._depths())
         max_steps = self.trainer.max_steps
-        schedule = torch.optim.lr_scheduler.LambdaLR(
-            optimizer, lambda step: self.optimization.lr_factor(step, max_steps)
-        )
+        schedule = self.optimization.scheduled(optimizer, max_steps)
         replicas = getattr(self.trainer.strategy, "replicas", 1)
         parts = {
             "image": self.model.image.parameters(),
@@ -252,6 +261,7 @@ class PretrainingModule(LightningModule):
             "objective": self.objective.parameters(),
         }
         self.gradients = Gradients(parts, replicas)
+        self.batch_statistics = BatchStatistics(self.model)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _depths(self) -> dict[str, int]:
@@ -270,11 +280,11 @@ class PretrainingModule(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Measure the gradients, then clip them, or drop those of a step that is not finite."""
-        self.gradients.measure(self._loss)
+        self.gradients.measure(self._loss, self.stop_requested)
         if not self.gradients.finite:
             self.gradients.drop()
         elif gradient_clip_val and gradient_clip_algorithm == "value":
-            super().configure_gradient_clipping(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            self.gradients.clip_values(gradient_clip_val)
         elif gradient_clip_val:
             self.gradients.clip(gradient_clip_val)
 
@@ -283,31 +293,42 @@ class PretrainingModule(LightningModule):
     ) -> None:
         """The optimizer's step, then what no optimizer holds (the entity table, the average)."""
         step = self.global_step
+        self.batch_statistics.keep()
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.skipped.record(step + 1, self.gradients.finite)
         if self.gradients.finite:
             self.objective.after_optimizer_step(self.optimization.lr_factor(step, self.trainer.max_steps))
             if self.average is not None:
                 self.average.update(step + 1)
+        else:
+            self.batch_statistics.restore()
+            self.metrics.discard()
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """Within, the parameters are their averages, if there are any."""
         if self.average is not None:
-            self.average.swap()
+            self.average.use()
         try:
             yield
         finally:
             if self.average is not None:
-                self.average.swap()
+                self.average.restore()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add what `mofi_lightning.load` needs, as plain values."""
         checkpoint |= describe(self, self._data().vocabulary)
+        checkpoint["skipped_steps"] = self.skipped.state_dict()
+        checkpoint["run"] = {  # for `mofi checkpoint inspect`
+            "objective": type(self.objective).__name__.removeprefix("FSDP"),
+            "precision": str(self.trainer.precision),
+            "processes": self.trainer.world_size,
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse to go on with another vocabulary, or other frozen parameters, than the checkpoint's."""
         refuse_another(checkpoint, self, self._data().vocabulary, self.trainer.state.fn == "fit")
+        self.skipped.load_state_dict(checkpoint["skipped_steps"])
 
     def on_train_start(self) -> None:
         """Keep the vocabulary beside the checkpoints: without it a table's rows mean nothing."""
@@ -317,15 +338,9 @@ class PretrainingModule(LightningModule):
             folder.mkdir(parents=True, exist_ok=True)
             vocabulary.save(folder / "vocabulary.arrow")
 
-    def on_validation_start(self) -> None:
+    def configure_callbacks(self) -> list[Callback]:
         """Validate the average, if there is one."""
-        if self.average is not None:
-            self.average.swap()
-
-    def on_validation_end(self) -> None:
-        """Train on with the weights themselves."""
-        if self.average is not None:
-            self.average.swap()
+        return [] if self.ema_decay is None else [ValidateAverage()]
 
     def on_fit_end(self) -> None:
         """Write the model folder, unless training was interrupted."""
@@ -343,24 +358,6 @@ class PretrainingModule(LightningModule):
     def _say(self, message: str) -> None:
         if self.trainer.is_global_zero:
             print(message)
-
-
-def block_depths(tower: nn.Module) -> dict[str, int]:
-    """How many blocks come after each parameter's in the order of the tower's parameters, by name.
-
-    What comes before the first block counts as one more block, what comes after the last one has depth 0.
-    """
-    blocks = encoder_blocks(tower)
-    block_of = {id(p): number for number, block in enumerate(blocks) for p in block.parameters()}
-    depths, depth = {}, len(blocks) + 1
-    for name, parameter in tower.named_parameters():
-        number = block_of.get(id(parameter))
-        if number is not None:
-            depth = len(blocks) - number
-        elif depth == 1:  # after the last block
-            depth = 0
-        depths[name] = depth
-    return depths
 
 
 def _refuse_unsynchronised_statistics(module: nn.Module) -> None:

@@ -27,14 +27,23 @@ set most often:
   --model.objective NAME             CLIP, EntitySoftmax, DeViSE, MOFI, MultiTask or package.Class
   --model.optimization.lr X          peak learning rate
   --model.init_from PATH             start from the weights of a trained model
+  --model.encode_slices N            encode a large batch in N parts: the memory of one, the same gradient
+  --model.activation_checkpointing true  less memory, a third more compute
+  --model.ema_decay 0.9999           average the weights; validation and the model use the average
   --data.init_args.num_workers N     processes that load data
   --seed_everything N
+  --trainer.profiler simple          or advanced, pytorch: where the time goes, into default_root_dir
+  --config configs/strategy/sharded.yaml  several processes: how parameters are split over them
 
 look further:
   --print_config                     the whole configuration that results
   --model.objective.help NAME        options of an objective; --data.help I2EDataModule: of the data
   --trainer.callbacks.help NAME      options of StepCheckpoint (every_n_steps), RetrievalValidation, ...
   --help all                         every option
+
+SIGTERM or Ctrl-C: the running step is finished and saved; --ckpt_path last goes on. Then:
+  mofi checkpoint inspect DIR        what is in a checkpoint
+  mofi checkpoint consolidate DIR FILE  one file of weights
 """
 
 

@@ -1,4 +1,4 @@
-"""Contrastive batches larger than memory: encode in slices, keep only the embeddings, encode again in the backward.
+"""Batches larger than memory: encode in slices, keep only the embeddings, encode again in the backward.
 
 The gradient is that of the unsliced batch, as in GradCache (Gao et al., arXiv 2101.06983), but as part of one
 autograd graph, so that it works under automatic optimisation and FSDP2, and for any objective.
@@ -51,8 +51,8 @@ def refuse_batch_statistics(model: nn.Module, slices: int) -> None:
     for name, module in model.named_modules():
         if slices > 1 and isinstance(module, _BatchNorm) and module.training:
             raise InputError(
-                f"encode_slices is {slices}, but {name} is a BatchNorm, whose statistics would be those of a slice; "
-                "freeze the encoder (model.freeze), choose one without BatchNorm, or set encode_slices: 1"
+                f"encode_slices is {slices}, but {name} is a BatchNorm, whose statistics would be those of a "
+                "slice; freeze the encoder (model.freeze), choose one without BatchNorm, or set it to 1"
             )
 
 

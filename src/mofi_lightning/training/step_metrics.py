@@ -10,44 +10,70 @@ from torch import Tensor
 
 from mofi_lightning.distributed import world_size
 
-_MOST = 256  # steps kept as they are
+_MOST = 256  # steps kept one by one
 
 
 class StepMetrics:
     """Collects scalars of each step on their device; means over steps and ranks when they are asked for.
 
-    A step costs no kernel, no transfer and no collective.
+    A step costs one small kernel and neither a transfer nor a collective, `means` one collective; memory does
+    not grow with the steps between two calls. A name may be missing in some steps: its mean is over those
+    that have it. All ranks bring the same names in the same steps. Nothing is saved: the first means after a
+    resume are over the steps since then.
     """
 
     def __init__(self) -> None:
-        self._steps: list[list[Tensor]] = []
-        self._names: list[str] = []
-        self._folded: tuple[Tensor, int] | None = None  # sums over earlier steps, and how many
+        self._steps: dict[tuple[str, ...], list[Tensor]] = {}  # by names; one value a name
+        self._sums: dict[str, tuple[Tensor, int]] = {}  # over earlier steps, and how many
+        self._newest: tuple[str, ...] = ()
 
     def add(self, values: Mapping[str, Tensor]) -> None:
-        """Keep the detached 0-D or one-element `values` of a step; every step brings the same names."""
-        self._names = list(values)
-        self._steps.append(list(values.values()))
-        if len(self._steps) >= _MOST:
+        """Keep copies of the `values` of a step, each a tensor of one element."""
+        self._newest = tuple(values)
+        steps = self._steps.setdefault(self._newest, [])
+        if len(steps) == _MOST:
             self._fold()
+            steps = self._steps.setdefault(self._newest, [])
+        steps.append(_joined(values))
+
+    def discard(self) -> None:
+        """Forget the step that was added last, because it was not taken."""
+        self._steps[self._newest].pop()
+
+    def newest(self, name: str) -> float | None:
+        """This rank's value of the step that was added last, if it is not yet in the means."""
+        steps = self._steps.get(self._newest)
+        if not steps or name not in self._newest:
+            return None
+        return float(steps[-1][self._newest.index(name)])
 
     def means(self) -> dict[str, float]:
         """Means since the last call, over the steps and the ranks; all ranks must call."""
         self._fold()
-        if self._folded is None:
+        if not self._sums:
             return {}
-        (total, steps), self._folded = self._folded, None
-        mean = total / steps
+        means = torch.stack([total / steps for total, steps in self._sums.values()])
         if world_size() > 1:
-            dist.all_reduce(mean)
-            mean /= world_size()
-        return dict(zip(self._names, mean.tolist(), strict=True))
+            dist.all_reduce(means)
+            means /= world_size()
+        names = list(self._sums)
+        self._sums = {}
+        return dict(zip(names, means.tolist(), strict=True))
 
     def _fold(self) -> None:
-        if not self._steps:
-            return
-        values = torch.stack([v.reshape(()).float() for step in self._steps for v in step])
-        total = values.view(len(self._steps), -1).sum(0)
-        earlier = self._folded or (torch.zeros_like(total), 0)
-        self._folded = (total + earlier[0], len(self._steps) + earlier[1])
-        self._steps = []
+        for names, steps in self._steps.items():
+            if not steps:
+                continue
+            totals = torch.stack(steps).sum(0)
+            for name, total in zip(names, totals.unbind(), strict=True):
+                earlier, count = self._sums.get(name, (0.0, 0))
+                self._sums[name] = (total + earlier, count + len(steps))
+        self._steps = {}
+
+
+def _joined(values: Mapping[str, Tensor]) -> Tensor:
+    """A tensor of their own: a value may be a view of a parameter, which the optimizer will change."""
+    device = next(iter(values.values())).device
+    parts = [v if v.dim() == 0 and v.device == device else v.reshape(()).to(device) for v in values.values()]
+    joined = torch.stack(parts).detach()
+    return joined if joined.dtype == torch.float64 else joined.float()

@@ -10,10 +10,11 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
+from mofi_lightning.training.checkpoint_strategy import FolderCheckpoints
 from mofi_lightning.types import InputError
 
 
-class ShardedStrategy(ModelParallelStrategy):
+class ShardedStrategy(FolderCheckpoints, ModelParallelStrategy):
     """FSDP2 (`fully_shard`) on every process; works on CPU (gloo) and GPU (nccl) alike.
 
     Parameters, gradients and optimizer state are split over `world / replicate` ranks and kept in `replicate`
@@ -22,25 +23,30 @@ class ShardedStrategy(ModelParallelStrategy):
     Args:
         replicate: number of copies of the parameters, a divisor of the number of processes; 'world' for one a
             process, 'nodes' for one a machine, whose processes then share it (hybrid sharding).
-        save_distributed_checkpoint: each rank writes its shard into a folder, else rank 0 one file.
         process_group_backend: 'nccl' or 'gloo'; chosen from the device by default.
         timeout: of collective operations.
+
+    Raises:
+        InputError: `replicate` is another word, or (when the processes start) no divisor of their number.
     """
 
     def __init__(
         self,
         replicate: int | Literal["world", "nodes"] = 1,
-        save_distributed_checkpoint: bool = True,
         process_group_backend: str | None = None,
         timeout: timedelta = default_pg_timeout,
     ) -> None:
         super().__init__(
             data_parallel_size=1,
             tensor_parallel_size=1,
-            save_distributed_checkpoint=save_distributed_checkpoint,
             process_group_backend=process_group_backend,
             timeout=timeout,
         )
+        if isinstance(replicate, str) and replicate not in ("world", "nodes"):
+            raise InputError(
+                f"ShardedStrategy(replicate={replicate!r}) is unknown; give a number of copies, 'world' for "
+                "one a process or 'nodes' for one a machine"
+            )
         self.replicate = replicate
         self._world_mesh: DeviceMesh | None = None
 
@@ -69,7 +75,7 @@ class ShardedStrategy(ModelParallelStrategy):
         if replicas < 1 or self.world_size % replicas:
             raise InputError(
                 f"ShardedStrategy(replicate={self.replicate}) does not divide the {self.world_size} "
-                f"processes; choose a divisor of {self.world_size}"
+                f"processes; choose a divisor of {self.world_size}, 'world' or 'nodes'"
             )
         device = self.root_device.type
         if replicas == 1:
@@ -90,14 +96,22 @@ class ShardedStrategy(ModelParallelStrategy):
 def refuse_what_trains_wrong(trainer: Trainer, stage: str) -> None:
     """Refuse settings of the trainer that would train something wrong without a word.
 
+    These are strategies that leave the entity table unsynchronised, precisions that cast it or need a loss
+    scale, gradients accumulated over batches (negatives would come from one of them), and a length in epochs
+    (schedule and resume count steps).
+
+    Args:
+        trainer: as it was built.
+        stage: of the `setup` hook: 'fit', 'validate', ...
+
     Raises:
-        InputError: strategy, precision, accumulation or counting.
+        InputError: one of them is set.
     """
     require_sharded(trainer.strategy)
     if trainer.precision not in ("32-true", "64-true", "bf16-mixed"):
         raise InputError(
-            f"trainer.precision {trainer.precision!r} is not supported (it would cast the entity table); use "
-            "'bf16-mixed' or '32-true'"
+            f"trainer.precision {trainer.precision!r} is not supported (it would cast the entity table or "
+            "need a loss scale); use 'bf16-mixed' or '32-true'"
         )
     if trainer.accumulate_grad_batches != 1:
         raise InputError(
@@ -111,8 +125,11 @@ def refuse_what_trains_wrong(trainer: Trainer, stage: str) -> None:
 def require_sharded(strategy: Strategy | str | None) -> None:
     """Refuse strategies under which the entity table would be wrong without a word.
 
+    Args:
+        strategy: an object, a name of Lightning's, or None for none asked for.
+
     Raises:
-        InputError: anything but `ShardedStrategy`, or the strategy of a single process.
+        InputError: anything but `ShardedStrategy`, 'auto' or the strategy of a single process.
     """
     if strategy not in (None, "auto") and not isinstance(strategy, ShardedStrategy | SingleDeviceStrategy):
         name = strategy if isinstance(strategy, str) else type(strategy).__name__

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.dual_encoder import DualEncoder
+from mofi_lightning.training.entity_tables import grow_tables
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
@@ -28,19 +29,22 @@ _STATISTICS = ("image.mean", "image.std")  # of the preprocessing, which the con
 def initialise(
     model: DualEncoder, objective: Objective, path: str, vocabulary: EntityVocabulary | None
 ) -> str:
-    """Take the weights of the same names and shapes from a trained model; objective and optimizer start anew.
+    """Take the weights of the same names and shapes from a trained model, and the rows of its entity table.
+
+    The rest of the objective and the optimizer start anew.
 
     Args:
-        model: receives them.
-        objective: whose map into a label space continues where both have one.
-        path: a model folder, the folder of a run, or a checkpoint.
+        model: receives the weights.
+        objective: whose map into a label space continues where both have one, and whose entity tables get the
+            rows of a checkpoint's, by entity id (`entity_tables.grow_tables`); it is not sharded yet.
+        path: a model folder, the folder of a run, or a checkpoint, which alone holds a table.
         vocabulary: of the data set.
 
     Returns:
         What was taken, what kept its own start and what had no use, for the user.
 
     Raises:
-        InputError: there is no model, or nothing of it fits.
+        InputError: there is no model, nothing of it fits, or it has a table whose vocabulary is not there.
     """
     stored = checkpoint.read(Path(path))
     label_space = objective.label_space()
@@ -69,6 +73,7 @@ def initialise(
             f"init_from {path!r} has another tokenizer than this model; set model.encoder.tokenizer to "
             "that of its folder (tokenizer.json)"
         )
+    tables = grow_tables(objective, Path(path), vocabulary)
     with torch.no_grad():
         for name in fitting:
             own[name].copy_(weights[name])
@@ -81,7 +86,7 @@ def initialise(
         if names:
             more = f", and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
             parts.append(f"{len(names)} {what}: {', '.join(names[:_SHOWN])}{more}")
-    return "\n  ".join(parts)
+    return "\n  ".join(parts + tables)
 
 
 def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
