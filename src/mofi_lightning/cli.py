@@ -56,7 +56,7 @@ VERBS = {
     "fit": Verb("mofi_lightning.training.command:run", "pretrain an image encoder"),
     "validate": Verb("mofi_lightning.training.command:run", "run one validation of a checkpoint"),
     "plan": Verb(
-        "mofi_lightning.training.planning.command:run", "compute memory and time of a training run beforehand"
+        "mofi_lightning.training.planning.options:run", "compute memory and time of a training run beforehand"
     ),
     "checkpoint inspect": Verb(
         "mofi_lightning.training.checkpoint_command:inspect", "show what is in a checkpoint"

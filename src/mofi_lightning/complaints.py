@@ -49,6 +49,11 @@ def _required(names: str) -> str:
 _COMPLAINTS: tuple[tuple[str, Callable[..., str]], ...] = (
     (r"Option '([^']+)' is not accepted", "option {!r} is not accepted".format),
     (r"Expected a dot import path string: (\S+)", _no_class),
+    (
+        r"Multiple subclasses with name (\w+)\. "
+        r"Give the full class path to avoid ambiguity: ([^\n]+?)\.?(?:\n|$)",
+        "there are several classes {!r}; give one of {}".format,
+    ),
     (r"No module named '([^']+)'", _no_module),
     (r"module '([^']+)' has no attribute '([^']+)'", _no_attribute),
     (r"((?:no plugin is called|plugin) '[^\n]+?)(?:\. Got value|\n|$)", "{}".format),

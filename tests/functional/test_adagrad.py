@@ -2,7 +2,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mofi_lightning.functional import adagrad, row_wise_adagrad_
+from mofi_lightning.functional import chunks, row_wise_adagrad_
 from mofi_lightning.testing.largest_tensor import TensorWatch
 
 
@@ -13,7 +13,7 @@ def _random(*shape: int) -> Tensor:
 @pytest.mark.parametrize("chunk", (2**20, 9))
 @pytest.mark.parametrize("steps", ([[1, 3], [3, 4], [3, 1]], [None, None]), ids=["some rows", "all rows"])
 def test_rows_follow_the_naive_rule_over_steps_and_the_others_stay(steps, chunk, monkeypatch):
-    monkeypatch.setattr(adagrad, "_CHUNK", chunk)
+    monkeypatch.setattr(chunks, "_CPU", chunk)
     start = _random(6, 2, 4)
     table, second_moment = start.clone(), torch.zeros(6, 2, dtype=torch.float64)
     expected, sums = start.clone(), torch.zeros(6, 2, dtype=torch.float64)
@@ -45,4 +45,4 @@ def test_an_update_makes_no_tensor_of_the_gradients_size(all_rows):
     second_moment, ids = torch.zeros(50_000, 1), None if all_rows else torch.arange(50_000)
     with TensorWatch(rows=1) as watch:
         row_wise_adagrad_(table, second_moment, ids, gradient, learning_rate=0.1)
-    assert watch.largest.nbytes <= (100_000 if all_rows else 4 * adagrad._CHUNK)
+    assert watch.largest.nbytes <= (100_000 if all_rows else 4 * chunks._CPU)

@@ -6,7 +6,8 @@ from pytorch_metric_learning.losses import ArcFaceLoss, CosFaceLoss, SubCenterAr
 from torch import Tensor
 from torch.nn import functional as F
 
-from mofi_lightning.functional import margin, margin_cosine, margin_statistics
+from mofi_lightning.functional import chunks as chunking
+from mofi_lightning.functional import margin_cosine, margin_statistics
 from mofi_lightning.testing.largest_tensor import TensorWatch
 
 CLASSES, DIM, SCALE = 23, 12, 64.0
@@ -23,7 +24,7 @@ PEERS = {  # the peer, with its margin in degrees for arcface, and ours
 
 @pytest.fixture(params=[10**6, 300], ids=["one chunk", "many chunks"])
 def chunks(request, monkeypatch):
-    monkeypatch.setattr(margin, "_CHUNK", request.param)
+    monkeypatch.setattr(chunking, "_CPU", request.param)
 
 
 def _data(rows: int, centers: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -144,4 +145,4 @@ def test_the_logits_never_exist_as_a_whole():
     vectors = torch.randn(50_000, 1, 8, requires_grad=True)
     with TensorWatch(rows=64) as watch:
         _loss(features, vectors, torch.arange(64), 0.1, "cosface").backward()
-    assert watch.largest.nbytes <= max(4 * margin._CHUNK, vectors.nbytes)
+    assert watch.largest.nbytes <= max(4 * chunking._CPU, vectors.nbytes)

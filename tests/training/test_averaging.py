@@ -1,13 +1,14 @@
 """The average of the weights: its values, its shards, and its place in validation and checkpoints."""
 
 import copy
+import functools
 import math
 from pathlib import Path
 
 import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
-from tests.training.runs import ENCODER, trainer, whole
+from tests.training.runs import ENCODER, VIT, trainer, whole
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -15,6 +16,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 import mofi_lightning
 from mofi_lightning.distributed import world_size
+from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
 from mofi_lightning.training.averaging import WeightAverage
@@ -197,6 +199,42 @@ def test_validation_uses_the_average_and_every_checkpoint_of_it_is_in_order(tmp_
         )
         for name, value in state(fresh).items():
             assert torch.equal(value, watch.before[name]), (path, name)
+
+
+def trained_with_validations(root: str, replicate: int = 1) -> dict[str, Tensor]:
+    """The state after five steps in fp64, of which the second and the fourth are followed by a validation."""
+    torch.set_default_dtype(torch.float64)
+    try:
+        seed_everything(3, verbose=False)
+        model = PretrainingModule(
+            VIT,
+            functools.partial(MOFI, entity=functools.partial(EntitySoftmax, num_sampled=40)),
+            Optimization(lr=1e-2, warmup_steps=1),
+            ema_decay=0.9,
+        )
+        run = trainer(Path(root), 5, replicate, val_check_interval=2, limit_val_batches=1)
+        run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101))
+        assert "val/loss" in run.logged_metrics
+        return {**state(model), "val/loss": run.logged_metrics["val/loss"]}
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize(
+    ("ranks", "replicate"),
+    [(2, 1), pytest.param(4, 2, marks=[pytest.mark.slow, pytest.mark.timeout(300)])],
+    ids=["2 sharded", "2 x 2 hybrid"],
+)
+def test_every_layout_trains_on_with_the_weights_themselves_after_a_validation(
+    pool, tmp_path, ranks, replicate
+):
+    (one,) = pool(1, trained_with_validations, str(tmp_path / "one"))
+    for found in pool(ranks, trained_with_validations, str(tmp_path / "many"), replicate):
+        assert found.keys() == one.keys()
+        for name, expected in one.items():
+            torch.testing.assert_close(
+                found[name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
+            )
 
 
 def test_an_error_within_validation_leaves_the_weights_themselves(tmp_path):

@@ -83,6 +83,25 @@ def test_one_file_holds_what_the_folder_holds_and_is_read_as_a_model(run, tmp_pa
     assert describe(file).parts["entity table"] == describe(run.newest).parts["entity table"]
 
 
+def test_one_file_of_a_model_in_another_memory_format_holds_its_values(tmp_path):
+    kernel = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
+    tensor = kernel.contiguous(memory_format=torch.channels_last)
+    path = tmp_path / "step=00000001.ckpt"
+    writer = CheckpointWriter(None)
+    writer.begin({"state_dict.model.a": tensor}, {"dual_encoder": {"config": {}}}, path, None)
+    assert writer.wait() is None
+    write_one_file(path, tmp_path / "one.ckpt")
+    saved = torch.load(tmp_path / "one.ckpt", weights_only=True)["state_dict"]["model.a"]
+    assert torch.equal(saved, kernel)
+
+
+def test_brackets_in_a_path_are_shown_as_they_are(run, tmp_path, capsys):
+    path = tmp_path / "run [red]" / run.newest.name
+    shutil.copytree(run.newest, path)
+    cli.main(["checkpoint", "inspect", str(path)])
+    assert "run [red]" in capsys.readouterr().out
+
+
 def test_training_starts_from_one_file_but_is_not_resumed_from_it(run, tmp_path, capsys):
     file = tmp_path / "one.ckpt"
     write_one_file(run.root, file)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import logging
+import os
 import resource
 import signal
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
 from lightning.pytorch import Callback, Trainer
 from tests.training.resuming import STEPS, model, train
+from torch.distributed import checkpoint as dcp
 
 from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.encoders import checkpoint
-from mofi_lightning.encoders.checkpoint_format import load_tensors
+from mofi_lightning.encoders.checkpoint_format import is_complete, load_tensors
 from mofi_lightning.training import StepCheckpoint
 from mofi_lightning.training.checkpoint_folders import remove_superseded
 from mofi_lightning.training.checkpoint_writing import CheckpointWriter
@@ -51,6 +54,93 @@ def test_a_checkpoint_takes_the_place_of_an_earlier_one_of_its_name(tmp_path):
     assert writer.wait() is None
     assert [rows.tolist() for _, rows in checkpoint.read_rows(tmp_path / "step=1.ckpt", "a")] == [[2.0]]
     assert names(tmp_path) == ["step=1.ckpt"]
+
+
+def test_the_bytes_of_a_tensor_are_in_the_order_of_its_rows_whatever_its_memory_format(tmp_path):
+    kernel = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
+    writer = CheckpointWriter(None)
+    for name, value in (("a", kernel.contiguous(memory_format=torch.channels_last)), ("t", kernel.mT)):
+        writer.begin({f"state_dict.{name}": value}, META, tmp_path / f"{name}.ckpt", None)
+        assert writer.wait() is None
+        (rows,) = (rows for _, rows in checkpoint.read_rows(tmp_path / f"{name}.ckpt", name))
+        assert torch.equal(rows, value) and rows.is_contiguous()
+
+
+def test_the_rows_of_a_checkpoint_that_kept_the_memory_format_are_read_in_their_order(tmp_path):
+    kernel = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4).contiguous(memory_format=torch.channels_last)
+    dcp.save({"state_dict.a": kernel}, storage_writer=dcp.FileSystemWriter(tmp_path), no_dist=True)
+    rows = torch.cat([rows for _, rows in checkpoint.read_rows(tmp_path, "a")])
+    assert torch.equal(rows, kernel)
+
+
+class Unplain(Callback):
+    """Keeps what only pickle reads."""
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"rate": 1.0, "where": SmallDisk}
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        raise AssertionError("a step is made")
+
+
+def train_unplain(root: Path) -> str:
+    with pytest.raises(InputError) as caught:
+        train(root, callbacks=[Unplain(), StepCheckpoint(2)])
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_a_state_that_could_not_be_read_back_is_refused_before_the_first_step(pool, tmp_path, ranks):
+    for said in pool(ranks, train_unplain, tmp_path):
+        assert "'callbacks', 'Unplain' of the checkpoint could not be read back" in said
+        assert "SmallDisk" in said and "return plain values" in said
+    assert not (tmp_path / "checkpoints").exists()
+
+
+def test_what_could_not_be_read_back_is_not_written(tmp_path):
+    writer = CheckpointWriter(None)
+    for value in (SmallDisk, lambda: None, np.float64(1)):
+        with pytest.raises(InputError, match=r"^'mine' of the checkpoint could not be read back"):
+            writer.begin({}, {**META, "mine": value}, tmp_path / "step=1.ckpt", None)
+    assert not names(tmp_path)
+
+
+def without_room(source: Path, target: Path, replace: Any = os.replace) -> None:
+    """As `os.replace`, but no new checkpoint takes its place."""
+    if source.name.endswith("ckpt.partial"):
+        raise OSError(28, "No space left on device")
+    replace(source, target)
+
+
+def test_an_error_while_a_checkpoint_takes_anothers_place_leaves_the_other(tmp_path, monkeypatch):
+    writer = CheckpointWriter(None)
+    path = tmp_path / "step=1.ckpt"
+    writer.begin({"state_dict.a": torch.ones(1)}, META, path, None)
+    assert writer.wait() is None
+    monkeypatch.setattr(os, "replace", without_room)
+    writer.begin({"state_dict.a": torch.zeros(1)}, META, path, None)
+    assert writer.wait() == "No space left on device"
+    assert names(tmp_path) == [path.name] and is_complete(path)
+
+
+@pytest.mark.parametrize("found_by", ["last", "its path", "a write that fails"])
+def test_a_checkpoint_that_was_being_replaced_when_the_process_died_is_put_back(
+    tmp_path, monkeypatch, found_by
+):
+    writer = CheckpointWriter(None)
+    path = tmp_path / "checkpoints" / "step=00000001.ckpt"
+    writer.begin({"state_dict.a": torch.ones(1)}, META, path, None)
+    assert writer.wait() is None
+    path.rename(path.with_name(f"{path.name}.replaced.partial"))
+    if found_by == "last":
+        assert latest_checkpoint(tmp_path) == path
+    elif found_by == "its path":
+        assert checkpoint.checkpoint_at(path) == path and is_complete(path)
+    else:
+        monkeypatch.setattr(os, "replace", without_room)
+        writer.begin({"state_dict.a": torch.zeros(1)}, META, path, None)
+        assert writer.wait() == "No space left on device"
+        assert names(path.parent) == [path.name] and is_complete(path)
 
 
 def test_what_is_being_written_or_was_cut_off_is_no_checkpoint(tmp_path):
@@ -145,6 +235,12 @@ def test_training_ends_with_one_line_when_the_last_step_cannot_be_saved(pool, tm
             f"checkpoint {folder}/step=00000006.ckpt could not be written: File too large; {intact}"
         )
     assert not (tmp_path / "model").exists()
+
+
+@pytest.mark.parametrize("every", [4, 1000])
+def test_a_run_that_ends_before_its_last_step_is_saved(tmp_path, every):
+    train(tmp_path, stop=4, callbacks=[StepCheckpoint(every)])
+    assert names(tmp_path / "checkpoints") == ["step=00000004.ckpt"]
 
 
 class SaveNow(Callback):

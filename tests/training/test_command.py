@@ -244,6 +244,91 @@ def test_a_run_does_not_start_anew_in_the_folder_of_another(tmp_path, capsys, mo
         assert f"{tmp_path}/model is of an earlier run" in complaint(capsys, *words, *more)
 
 
+def test_a_requeued_job_goes_on_with_its_own_run_and_not_with_what_it_was_started_from(
+    tmp_path, capsys, monkeypatch
+):
+    cli.main(fit(tmp_path / "first", "--trainer.max_steps", "2"))
+    start = ["--ckpt_path", str(tmp_path / "first/checkpoints/step=00000002.ckpt")]
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    for steps, begun in (("3", "first/checkpoints/step=00000002"), ("4", "own/checkpoints/step=00000003")):
+        capsys.readouterr()
+        cli.main(fit(tmp_path / "own", "--trainer.max_steps", steps, *start))
+        assert f"resuming from {tmp_path}/{begun}.ckpt" in capsys.readouterr().out
+
+
+def test_a_run_that_its_time_ends_is_saved_and_says_how_to_go_on(tmp_path, capsys):
+    stop = "{class_path: tests.training.resuming.StopAt, init_args: {step: 2}}"
+    cli.main(fit(tmp_path, "--trainer.max_steps", "4", "--trainer.callbacks+", stop))
+    path = tmp_path / "checkpoints" / "step=00000002.ckpt"
+    assert capsys.readouterr().out.splitlines()[-1] == (
+        f"stopped at step 2 of 4; saved {path}; no model is written; go on with --ckpt_path last"
+    )
+    assert path.is_dir() and not (tmp_path / "model").exists()
+
+
+def test_an_older_checkpoint_of_the_same_folder_is_not_gone_back_to(tmp_path, capsys, monkeypatch):
+    saving = "{class_path: StepCheckpoint, init_args: {every_n_steps: 1, keep_last: 2}}"
+    cli.main(fit(tmp_path, "--trainer.max_steps", "2", "--trainer.callbacks+", saving))
+    monkeypatch.setattr(PretrainingCLI, "instantiate_classes", None)  # refused before anything is built
+    folder = tmp_path / "checkpoints"
+    words = fit(tmp_path, "--ckpt_path", str(folder / "step=00000001.ckpt"))
+    capsys.readouterr()
+    line = complaint(capsys, *words)
+    assert f"{folder}/step=00000002.ckpt is of a later step than 1" in line and "default_root_dir" in line
+    shutil.rmtree(folder / "step=00000002.ckpt")
+    (folder / "best").mkdir()
+    (folder / "best" / "score.json").write_text('{"step": 2}')
+    assert f"{folder}/best is of a later step than 1" in complaint(capsys, *words)
+
+
+def test_the_folder_of_the_best_checkpoint_stands_for_it(tmp_path, capsys):
+    cli.main(fit(tmp_path, "--trainer.max_steps", "1"))
+    best = tmp_path / "checkpoints" / "best"
+    shutil.copytree(tmp_path / "checkpoints/step=00000001.ckpt", best / "step=00000001.ckpt")
+    (best / "score.json").write_text('{"step": 1}')
+    cli.main(validate(tmp_path, "--ckpt_path", str(best)))
+    assert f"validating {best}/step=00000001.ckpt" in capsys.readouterr().out
+    cli.main(["checkpoint", "inspect", str(best)])
+    assert "step=00000001.ckpt, complete" in capsys.readouterr().out
+    weights = load(best).state_dict()
+    assert all(torch.equal(value, weights[name]) for name, value in load(tmp_path).state_dict().items())
+
+
+def test_checkpoints_of_lightnings_own_callback_are_refused(tmp_path, capsys):
+    words = ["--trainer.callbacks+", "lightning.pytorch.callbacks.ModelCheckpoint"]
+    line = complaint(capsys, *fit(tmp_path, "--trainer.max_steps", "1", *words))
+    assert "use StepCheckpoint (every_n_steps, keep_last, monitor)" in line
+
+
+def test_nothing_is_said_of_settings_of_lightnings_that_nobody_made(tmp_path, caplog, capsys):
+    cli.main(fit(tmp_path, "--trainer.max_steps", "1"))
+    said = capsys.readouterr()
+    assert "weights_only" not in said.out + said.err + caplog.text
+
+
+def test_a_module_is_not_given_data_of_other_entities(tmp_path):
+    def run(steps: int) -> Trainer:
+        return Trainer(
+            accelerator="cpu",
+            max_steps=steps,
+            max_epochs=-1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=tmp_path,
+        )
+
+    trained = module()
+    run(1).fit(trained, datamodule=SyntheticDataModule(rows=8, num_entities=101))
+    other = SyntheticDataModule(rows=8, num_entities=99)
+    with pytest.raises(InputError, match=r"built for 101 entities .*, the data set has 99 "):
+        run(1).validate(trained, datamodule=other)
+    same = SyntheticDataModule(rows=8, num_entities=101)
+    run(1).validate(trained, datamodule=same, verbose=False)
+    assert same._tokenizer is trained.model.tokenizer
+
+
 @pytest.mark.parametrize(
     "words",
     [

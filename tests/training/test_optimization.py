@@ -100,13 +100,15 @@ def test_rates_that_differ_by_rounding_are_one_group_and_groups_have_distinct_na
     assert 0.1 * 3 != 0.3
 
 
-def test_a_rate_that_matches_nothing_that_is_trained_is_refused():
+def test_a_rate_that_matches_nothing_or_nothing_that_is_trained_is_refused():
     model = toy()
     with pytest.raises(InputError, match=r"optimization.rates pattern '2.\*' matches no parameter"):
         build(model, rates={"2.*": 0.1})
     model[1].requires_grad_(False)
-    with pytest.raises(InputError, match="matches no parameter"):
+    with pytest.raises(InputError, match=r"pattern '1.\*' matches only frozen parameters \(model.freeze"):
         build(model, rates={"1.*": 0.1})
+    optimizer = build(model, lr=0.1, rates={"*.bias": 0.5})  # of which one is frozen
+    assert groups(optimizer, model)["0.bias"][0] == pytest.approx(0.05)
 
 
 def test_fused_adamw_is_the_default_and_takes_the_steps_of_the_unfused_one():
@@ -396,3 +398,21 @@ def test_a_printed_configuration_holds_the_optimizer_and_can_be_read_again(synth
 def test_a_wrong_optimizer_ends_with_one_line(synthetic, tmp_path, capsys, words, said):
     root = ["--trainer.default_root_dir", str(tmp_path)]
     assert said in complaint(capsys, "fit", *synthetic, *root, "--model.optimization.optimizer", *words)
+
+
+@pytest.mark.parametrize("words", [["", "Muon"], ["=Muon"], [".class_path", "Muon"]])
+def test_a_bare_name_means_torchs_optimizer_whatever_else_is_imported(synthetic, tmp_path, capsys, words):
+    import timm.optim  # noqa: F401  it has a Muon, too
+
+    words = [f"--model.optimization.optimizer{words[0]}", *words[1:]]
+    root = ["--trainer.default_root_dir", str(tmp_path)]
+    assert "Muon only supports 2D parameters" in complaint(capsys, "fit", *synthetic, *root, *words)
+
+
+def test_a_name_that_several_classes_have_is_said_to_be_ambiguous(synthetic, tmp_path, capsys):
+    import timm.optim  # noqa: F401
+
+    file = tmp_path / "muon.yaml"
+    file.write_text("model: {optimization: {optimizer: Muon}}\n")
+    line = complaint(capsys, "fit", *synthetic, "--config", str(file))
+    assert "several classes 'Muon'; give one of" in line and "torch.optim.Muon" in line

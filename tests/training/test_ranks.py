@@ -1,11 +1,57 @@
 """Two processes train what one process trains."""
 
+import functools
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
-from tests.training.runs import train_mofi, train_precision, validate_mofi
+from lightning.pytorch import seed_everything
+from tests.training.runs import ENCODER, train_mofi, train_precision, trainer, validate_mofi, whole
 
+from mofi_lightning.distributed import global_mean
 from mofi_lightning.encoders import checkpoint
+from mofi_lightning.objectives.base import Objective
+from mofi_lightning.testing import SyntheticDataModule
+from mofi_lightning.training import Optimization, PretrainingModule
 from mofi_lightning.training.checkpointing import latest_checkpoint
+from mofi_lightning.types import Batch, Embeddings, ObjectiveOutput, ObjectiveSpec
+
+
+class Scores(Objective):
+    """Learned scores of the images' features and the texts' tokens, the embeddings left aside."""
+
+    requires = frozenset({"text_tokens"})
+
+    def __init__(self, spec: ObjectiveSpec) -> None:
+        super().__init__()
+        assert spec.text_feature_dim is not None
+        self.image = torch.nn.Linear(spec.feature_dim, 1)
+        self.text = torch.nn.Linear(spec.text_feature_dim, 1)
+
+    def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
+        assert embeddings.image_features is not None and embeddings.text_tokens is not None
+        score = (self.image(embeddings.image_features) - self.text(embeddings.text_tokens[:, 0])).squeeze(1)
+        every = torch.ones_like(score, dtype=torch.bool)
+        return ObjectiveOutput(global_mean(score.cos(), every), {})
+
+
+def train_objective(root: str, name: str) -> dict[str, torch.Tensor]:
+    """The parameters after three steps in fp64, with weight decay."""
+    objective: Any = Scores
+    if name == "filip":
+        from mofi_filip import FILIP
+
+        objective = functools.partial(FILIP, token_dim=8)
+    torch.set_default_dtype(torch.float64)
+    try:
+        seed_everything(3, verbose=False)
+        model = PretrainingModule(ENCODER, objective, Optimization(lr=1e-2, warmup_steps=1, weight_decay=0.5))
+        run = trainer(Path(root), 3)
+        run.fit(model, datamodule=SyntheticDataModule(rows=24, num_entities=101))
+        return {name: whole(p) for name, p in model.named_parameters()}
+    finally:
+        torch.set_default_dtype(torch.float32)
 
 
 def test_five_steps_of_mofi_on_two_ranks_equal_one_rank(pool, tmp_path):
@@ -22,6 +68,19 @@ def test_five_steps_of_mofi_on_two_ranks_equal_one_rank(pool, tmp_path):
         torch.testing.assert_close(
             two[0]["state"][name], expected, rtol=0, atol=1e-9, msg=lambda m, n=name: f"{n}: {m}"
         )
+
+
+@pytest.mark.parametrize("name", ["scores", "filip"])
+def test_what_an_objective_leaves_aside_is_decayed_on_no_number_of_ranks(pool, tmp_path, name):
+    if name == "filip":
+        pytest.importorskip("mofi_filip")
+    (one,) = pool(1, train_objective, str(tmp_path / "one"), name)
+    for two in pool(2, train_objective, str(tmp_path / "two"), name):
+        assert two.keys() == one.keys() >= {"model.image.projection.weight", "model.text.projection.weight"}
+        for parameter, expected in one.items():
+            torch.testing.assert_close(
+                two[parameter], expected, rtol=0, atol=1e-9, msg=lambda m, n=parameter: f"{n}: {m}"
+            )
 
 
 def test_replicated_ranks_hold_the_same_parameters_and_buffers(pool, tmp_path):
@@ -46,10 +105,10 @@ def test_a_run_resumed_from_its_checkpoint_ends_as_the_undisturbed_one(pool, tmp
     assert newest is not None and newest.name == "step=00000003.ckpt" and newest.is_dir()
     checkpoint.check(newest)
     rest = pool(ranks, train_mofi, str(tmp_path / "cut"), torch.float64, 6, 1, str(newest))
-    for whole, cut, resumed in zip(undisturbed, first, rest, strict=True):
-        assert cut["losses"] + resumed["losses"] == whole["losses"]
-        assert whole["state"].keys() == resumed["state"].keys()
-        for name, value in whole["state"].items():
+    for straight, cut, resumed in zip(undisturbed, first, rest, strict=True):
+        assert cut["losses"] + resumed["losses"] == straight["losses"]
+        assert straight["state"].keys() == resumed["state"].keys()
+        for name, value in straight["state"].items():
             assert torch.equal(value, resumed["state"][name]), name
 
 

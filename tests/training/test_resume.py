@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 from tests.training.resuming import STEPS, Scores, model, train
 
 from mofi_lightning.encoders import checkpoint
@@ -145,9 +147,33 @@ def test_a_resumed_run_knows_how_good_the_best_one_was(tmp_path):
     assert [path.name for path in best.glob("step*")] == ["step=00000002.ckpt"]
     for score, name in ((0.8, "step=00000002.ckpt"), (0.95, "step=00000006.ckpt")):
         scores[2] = score
+        shutil.rmtree(tmp_path / "checkpoints/step=00000006.ckpt", ignore_errors=True)
         callbacks = [Scores(scores), StepCheckpoint(1000, keep_last=3, monitor="val/score")]
         train(tmp_path, resume=tmp_path / "checkpoints/step=00000004.ckpt", callbacks=callbacks, **validate)
         assert [path.name for path in best.glob("step*")] == [name]
+
+
+def test_a_run_does_not_branch_off_beside_later_checkpoints_of_its_folder(tmp_path):
+    train(tmp_path, callbacks=[StepCheckpoint(2, keep_last=3)])
+    old = tmp_path / "checkpoints/step=00000002.ckpt"
+    with pytest.raises(
+        InputError, match=r"step=00000004.ckpt, .*step=00000006.ckpt are of a later step than 2"
+    ):
+        train(tmp_path, resume=old, callbacks=[StepCheckpoint(2)])
+    train(tmp_path / "other", resume=old, callbacks=[StepCheckpoint(2)])
+    assert newest(tmp_path / "other").name == "step=00000006.ckpt"
+
+
+def test_a_checkpoint_of_weights_only_is_loaded_and_not_resumed(tmp_path):
+    class SaveWeights(Callback):
+        def on_train_end(self, trainer: Any, *args: Any) -> None:
+            trainer.save_checkpoint(tmp_path / "mine.ckpt", weights_only=True)
+
+    train(tmp_path, callbacks=[SaveWeights()])
+    with pytest.raises(InputError, match=r"mine.ckpt' was saved with weights_only=True"):
+        train(tmp_path / "again", resume=tmp_path / "mine.ckpt")
+    checkpoint.check_resumable(tmp_path / "mine.ckpt", training=False)
+    assert len(checkpoint.read(tmp_path / "mine.ckpt").weights) > 10
 
 
 def test_a_monitored_value_that_nothing_logs_is_refused(tmp_path):

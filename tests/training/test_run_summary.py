@@ -120,6 +120,18 @@ def test_checkpoints_and_validation_are_left_out_of_the_times(tmp_path, monkeypa
     assert summary.totals.seconds == 5 * (1 + 2)
 
 
+def test_data_wait_is_all_that_lies_between_steps(tmp_path, monkeypatch):
+    clock, summary = Clock(), RunSummary()
+    monkeypatch.setattr("mofi_lightning.training.run_summary.time", clock)
+
+    class Other(Callback):
+        def on_train_batch_end(self, *_):
+            clock.now += 3
+
+    fit(tmp_path, [summary, TimedRun(clock), Other()])
+    assert (summary.totals.waited, summary.totals.seconds) == (3 * 3, 3 * 3 + 4 * 2)
+
+
 def test_totals_go_on_after_a_resume(tmp_path):
     summary, more = RunSummary(), RunSummary()
     fit(tmp_path, [summary])

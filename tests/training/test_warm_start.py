@@ -8,6 +8,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from lightning.pytorch import seed_everything
@@ -20,11 +22,11 @@ from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
-from mofi_lightning.objectives import CLIP, EntitySoftmax
-from mofi_lightning.testing import SyntheticDataModule
+from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax
+from mofi_lightning.testing import SyntheticDataModule, synthetic_vocabulary
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
 from mofi_lightning.training.checkpointing import latest_checkpoint
-from mofi_lightning.training.warm_start import freeze, initialise
+from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 
 NO_TABLE = CLIP(ObjectiveSpec(8, 8))
 
@@ -90,6 +92,41 @@ def test_frozen_parameters_keep_their_values_on_one_process_and_on_two(pool, tmp
     assert any(name.startswith("model.text.encoder.") for name in moved)
     assert not any(name.startswith(("model.image.encoder.", "objective.")) for name in moved)
     same(two[0]["after"], one["after"])
+
+
+def test_a_table_is_trained_whose_objective_has_but_frozen_parameters(pool, tmp_path):
+    options = {"objective": functools.partial(MOFI, entity=functools.partial(EntitySoftmax, num_sampled=8))}
+    free = train(str(tmp_path / "free"), 3, **options)
+    options["freeze"] = ["objective.*logit_scale"]
+    one = train(str(tmp_path / "one"), 3, **options)
+    two = pool(2, functools.partial(train, **options), str(tmp_path / "two"), 3)
+    assert changed(free) - changed(one) == {"objective.objectives.contrastive.logit_scale"}
+    assert one["after"]["objective.objectives.entity.draws"].item() == 3
+    table, moment = (one["after"][f"objective.objectives.entity.{n}"] for n in ("table", "second_moment"))
+    moved = (table != one["before"]["objective.objectives.entity.table"]).flatten(1).any(1)
+    assert moved.sum() >= 8 and torch.equal(moment.any(1), moved)
+    for result in two:
+        same(result["after"], one["after"])
+
+
+def test_devise_draws_a_new_order_in_every_step_whatever_is_frozen(tmp_path):
+    path = tmp_path / "vectors.parquet"
+    vocabulary = synthetic_vocabulary(20)
+    table = pa.table({"id": list(vocabulary.ids), "vector": torch.randn(20, 5).tolist()})
+    pq.write_table(table.replace_schema_metadata({"mofi.model": "glove", "mofi.descriptions": "true"}), path)
+    objective = functools.partial(DeViSE, label_vectors=str(path))
+    result = train(str(tmp_path / "run"), 3, objective, freeze=["objective.*"])
+    assert result["after"]["objective.draws"].item() == 3
+    assert "objective.space.map.weight" in result["after"]
+    assert not changed(result) & {"objective.space.map.weight"}
+
+
+def test_what_is_frozen_within_an_objective_is_in_evaluation_mode_and_the_objective_is_not():
+    parts = {"entity": CLIP(ObjectiveSpec(8, 8)), "head": torch.nn.Sequential(torch.nn.Linear(2, 2))}
+    module = torch.nn.ModuleDict({"objectives": torch.nn.ModuleDict(parts)}).requires_grad_(False)
+    keep_frozen_in_eval(module)
+    assert module.training and parts["entity"].training
+    assert not parts["head"].training and not parts["head"][0].training
 
 
 def test_a_checkpoint_is_not_resumed_with_other_frozen_parameters(tmp_path):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,3 +94,30 @@ def shard(
     objective.shard(world_mesh)  # type: ignore[operator]
     if any(True for _ in objective.parameters()):
         fully_shard(objective, mesh=mesh)
+        # Among its own hooks FSDP leads every input through one autograd function, which gives those that the
+        # objective does not use gradients of zero. AdamW would then decay what only leads to them (FILIP's
+        # projections), and one process would not. An objective's few parameters lose nothing: as those of the
+        # towers, whose inputs have no gradients, they are reduced at the end of the backward.
+        objective.register_forward_pre_hook(_hide_inputs, prepend=True, with_kwargs=True)
+        objective.register_forward_pre_hook(_show_inputs, with_kwargs=True)
+
+
+class _Hidden:
+    """Inputs of a module, in what FSDP does not look into."""
+
+    def __init__(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args = args
+        self.kwargs = kwargs
+
+
+def _hide_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return (_Hidden(args, kwargs),), {}
+
+
+def _show_inputs(
+    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    (hidden,) = args
+    return hidden.args, hidden.kwargs

@@ -23,6 +23,7 @@ from mofi_lightning.encoders.checkpoint_format import (
     OPTIMIZERS,
     STATE,
     check_values,
+    checkpoint_at,
     is_complete,
     load_safely,
     load_tensors,
@@ -43,6 +44,7 @@ __all__ = [
     "StoredEncoder",
     "check",
     "check_resumable",
+    "checkpoint_at",
     "is_complete",
     "is_model",
     "model_path",
@@ -86,9 +88,9 @@ def read(path: Path) -> StoredEncoder:
 
 
 def model_path(path: Path) -> Path:
-    """The folder or file that holds the model: of a run's folder its `model`, else `path` itself."""
+    """The folder or file that holds the model: a run's `model`, a folder's only checkpoint, or `path`."""
     inside = path / "model"
-    return inside if (inside / CONFIG_FILE).is_file() else path
+    return inside if (inside / CONFIG_FILE).is_file() else checkpoint_at(path)
 
 
 def is_model(path: Path) -> bool:
@@ -123,8 +125,12 @@ def check(path: Path) -> None:
     check_values(path)
 
 
-def check_resumable(path: Path) -> None:
+def check_resumable(path: Path, training: bool = True) -> None:
     """Refuse what training cannot be resumed from, or what would run code when it is read.
+
+    Args:
+        path: of the checkpoint.
+        training: whether training goes on, which takes the optimizer's state, too.
 
     Raises:
         InputError: `path` is no complete checkpoint folder of this version's `mofi fit`.
@@ -135,7 +141,13 @@ def check_resumable(path: Path) -> None:
             f"checkpoint {str(path)!r} is one file, which has no optimizer state: resume from the folder it "
             "was made from, or start from its weights with model.init_from"
         )
-    if OPTIMIZERS not in read_meta(path):
+    optimizers = read_meta(path).get(OPTIMIZERS)
+    if training and optimizers == []:
+        raise InputError(
+            f"checkpoint {str(path)!r} was saved with weights_only=True, without optimizer state: "
+            "start from its weights with model.init_from"
+        )
+    if optimizers is None:
         raise InputError(
             f"checkpoint {str(path)!r} is of an earlier version, which this one cannot resume; start from "
             "its weights with model.init_from"

@@ -7,14 +7,16 @@ unpickled except through torch's weights-only loader and, for a folder's index, 
 
 from __future__ import annotations
 
+import contextlib
 import io
 import math
+import os
 import pickle
 import warnings
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import torch
@@ -31,6 +33,7 @@ from torch.distributed.checkpoint.metadata import (
 from mofi_lightning.types import InputError
 
 INDEX, META = ".metadata", "meta.pt"
+REPLACED = ".replaced.partial"  # ending of a checkpoint whose place a new one is about to take
 STATE = "state_dict."
 OPTIMIZERS = "optimizers"  # in META, what of their state is no tensor
 _PIECE_BYTES = 2**26  # of a tensor that is read piece by piece
@@ -39,6 +42,23 @@ _PIECE_BYTES = 2**26  # of a tensor that is read piece by piece
 def is_complete(folder: Path) -> bool:
     """Whether `folder` is a sharded checkpoint that was written to its end."""
     return folder.suffix != ".partial" and all((folder / name).is_file() for name in (INDEX, META))
+
+
+def recover(path: Path) -> None:
+    """Put the checkpoint `path` back if the process that was replacing it died before it had done so."""
+    replaced = path.parent / f"{path.name}{REPLACED}"
+    if not path.exists() and replaced.exists():
+        with contextlib.suppress(OSError):  # another process has done it, or the disk is read only
+            os.replace(replaced, path)
+
+
+def checkpoint_at(path: Path) -> Path:
+    """`path`, or the only checkpoint in it, as in `checkpoints/best`."""
+    recover(path)
+    for replaced in path.glob(f"step=*.ckpt{REPLACED}"):
+        recover(replaced.with_name(replaced.name.removesuffix(REPLACED)))
+    inside = [found for found in path.glob("step=*.ckpt") if is_complete(found)]
+    return inside[0] if len(inside) == 1 else path
 
 
 def read_meta(path: Path) -> dict[str, Any]:
@@ -123,7 +143,11 @@ def _mapped(path: Path, name: str, place: Any, size: torch.Size, dtype: torch.dt
         file = path / place.relative_path
         with open(file, "rb") as stream:
             stream.seek(place.offset)
-            header = zipfile.ZipFile(_Window(stream, place.offset, place.length))
+            window = _Window(stream, place.offset, place.length)
+            header = zipfile.ZipFile(window)
+            window.seek(0)
+            with torch.serialization.skip_data():
+                stride = torch.load(cast(IO[bytes], window), map_location="cpu", weights_only=True).stride()
             (record,) = (r for r in header.infolist() if r.filename.endswith("/data/0"))
             stream.seek(place.offset + record.header_offset + 26)  # lengths of the two fields before the data
             lengths = np.frombuffer(stream.read(4), dtype="<u2")
@@ -132,8 +156,18 @@ def _mapped(path: Path, name: str, place: Any, size: torch.Size, dtype: torch.dt
         if record.compress_type != zipfile.ZIP_STORED or record.file_size != bytes_:
             raise damaged
         values = np.memmap(file, mode="c", dtype=np.uint8, offset=begin, shape=(bytes_,))
-        return torch.from_numpy(values).view(dtype).view(size)
-    except (OSError, ValueError, TypeError, AttributeError, zipfile.BadZipFile) as error:
+        # earlier versions wrote the values in the order that they had in memory, such as channels last
+        return torch.from_numpy(values).view(dtype).as_strided(size, stride)
+    except (
+        OSError,
+        ValueError,
+        TypeError,
+        AttributeError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+    ) as error:
         raise damaged from error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-_CHUNK = 2**20  # entries updated at a time
+from mofi_lightning.functional.chunks import chunk_entries
 
 
 @torch.no_grad()
@@ -31,7 +31,7 @@ def row_wise_adagrad_(
         learning_rate: of this step.
         eps: keeps a row that never had a gradient at rest.
     """
-    size = max(1, _CHUNK // table[:1].numel()) if len(table) else 1
+    size = max(1, chunk_entries(table.device) // table[:1].numel()) if len(table) else 1
     for start in range(0, len(gradient), size):
         chunk = slice(start, start + size)
         part = gradient[chunk]

@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.autograd.function import once_differentiable
 
-MarginForm = Literal["cosface", "arcface"]
+from mofi_lightning.functional.chunks import chunk_entries
 
-_CHUNK = 2**20  # entries of what a chunk needs at a time: small enough for the cache of a CPU
+MarginForm = Literal["cosface", "arcface"]
 
 # chunks hold logits in bits, for powers of 2: on a CPU they take a third of the time of powers of e
 _BITS = math.log2(math.e)
@@ -180,7 +180,7 @@ class _Chunk(NamedTuple):
 
 def _chunk_size(scaled: Tensor, rows: Tensor) -> int:
     (count, width), centers = scaled.shape, rows.shape[1]
-    return min(len(rows), max(1, _CHUNK // (max(count, width) * centers)))
+    return min(len(rows), max(1, chunk_entries(rows.device) // (max(count, width) * centers)))
 
 
 def _chunks(scaled: Tensor, rows: Tensor) -> Iterator[_Chunk]:

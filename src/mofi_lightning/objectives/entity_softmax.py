@@ -113,8 +113,8 @@ class EntitySoftmax(Objective):
     def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
         """Loss of the batch; logs the accuracy without margin among the step's classes.
 
-        Also logs which share of the entities took part (`classes`), and the rows of which share have been
-        updated so far (`coverage`).
+        Also logs which share of the entities took part (`classes`), and the rows of which share had been
+        updated before this step (`coverage`); logged as means over an interval, `coverage` lags half of one.
         """
         if self.training:
             self._pending = None  # of a step that was skipped

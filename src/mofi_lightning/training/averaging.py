@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 from mofi_lightning.types import InputError
@@ -36,6 +37,7 @@ class WeightAverage(nn.Module):
             raise InputError(f"ema_decay is {decay}; give a share of at least 0 and below 1, such as 0.9999")
         self.decay = decay
         self.in_use = False
+        self._units: list[FSDPModule] = []
         self._parameters_of = dict(parameters)  # a dict of its own: they are not this module's parameters
         for name, parameter in parameters.items():
             self.register_buffer(_buffer(name), parameter.detach().clone())
@@ -59,17 +61,24 @@ class WeightAverage(nn.Module):
     def keep_state_in_order(self, module: nn.Module) -> None:
         """Let a state dict of `module` hold parameters and averages under their own names, in use or not.
 
-        So no checkpoint can mistake one for the other, at whatever moment it is written.
+        So no checkpoint can mistake one for the other, at whatever moment it is written; and what FSDP has
+        gathered of `module` is never of the one while the other is in use.
 
         Args:
-            module: holds the parameters under their names, and this average as `average`.
+            module: holds the parameters under their names, and this average as `average`; if it is going to
+                be sharded, it is already.
         """
+        self._units = [unit for unit in module.modules() if isinstance(unit, FSDPModule)]
         exchange = functools.partial(self._exchange_entries)  # torch marks the hook, which no method allows
         module.register_state_dict_post_hook(exchange)
         module.register_load_state_dict_pre_hook(exchange)
 
     @torch.no_grad()
     def _swap(self) -> None:
+        # after a forward without gradients FSDP keeps the gathered parameters of its roots, and the next
+        # forward would compute with these instead of what the shards are by then
+        for unit in self._units:
+            unit.reshard()
         # one after the other: needs the memory of the largest tensor, not of a second model
         for average, parameter in zip(*self._pairs(), strict=True):
             kept = parameter.clone()

@@ -13,11 +13,12 @@ from typing import Any
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import BytesStorageMetadata, TensorStorageMetadata
 
-from mofi_lightning.encoders.checkpoint import CHECKPOINT_KEY, CONFIG_FILE, check
+from mofi_lightning.encoders.checkpoint import CHECKPOINT_KEY, CONFIG_FILE, check, checkpoint_at
 from mofi_lightning.encoders.checkpoint_format import (
     INDEX,
     META,
@@ -109,6 +110,7 @@ def find(path: Path) -> Path:
     Raises:
         InputError: there is none.
     """
+    path = checkpoint_at(path)
     if path.is_dir() and not (path / INDEX).exists() and path.suffix not in (".ckpt", ".partial"):
         root = path.parent if path.name == "checkpoints" else path
         newest = latest_checkpoint(root)
@@ -177,7 +179,7 @@ def print_description(found: Description) -> None:
     facts.add_column(style="bold")
     facts.add_column(overflow="fold")
     for name, value in _facts(found):
-        facts.add_row(name, value)
+        facts.add_row(name, escape(value))
     parts = Table(box=None, header_style="bold", pad_edge=False)
     for column in ("part", "values", "bytes", "type"):
         parts.add_column(column, justify="left" if column in ("part", "type") else "right")

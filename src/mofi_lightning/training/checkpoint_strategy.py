@@ -113,25 +113,22 @@ class FolderCheckpoints(Strategy):
             InputError: it could not be written, on all ranks.
         """
         path = Path(self.broadcast(str(filepath)))
-        meta = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
-        tensors = {STATE + name: value for name, value in checkpoint["state_dict"].items()}
-        meta[OPTIMIZERS] = []
-        for number, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
-            values: dict[str, dict[str, Any]] = {}
-            for name, state in optimizer["state"].items():
-                for key, value in state.items():
-                    if isinstance(value, Tensor):
-                        tensors[f"optimizer_{number}.state.{name}.{key}"] = value
-                    else:
-                        values.setdefault(name, {})[key] = value
-            meta[OPTIMIZERS].append({"groups": optimizer["groups"], "values": values})
+        tensors, meta = _split(checkpoint)
         if isinstance(storage_options, Background):
-            self._writer.begin(tensors, copy.deepcopy(meta), path, storage_options.finished)
+            self._writer.begin(tensors, meta, path, storage_options.finished)
             return
         self._writer.begin(tensors, meta, path, None)
         error = self._writer.wait()
         if error is not None:
             raise InputError(f"checkpoint {path} could not be written: {error}")
+
+    def check_savable(self, checkpoint: dict[str, Any]) -> None:
+        """Find out, without saving it, whether what is no tensor could be read back; all ranks must call.
+
+        Raises:
+            InputError: it could not, on all ranks.
+        """
+        self._writer.serialize(_split(checkpoint)[1])
 
     def load_checkpoint(
         self, checkpoint_path: str | Path, weights_only: bool | None = None
@@ -143,7 +140,7 @@ class FolderCheckpoints(Strategy):
             RuntimeError: it is of another model.
         """
         path = Path(self.broadcast(str(checkpoint_path)))
-        check_resumable(path)
+        check_resumable(path, training=bool(self.optimizers))
         module = self.lightning_module
         assert module is not None
         meta = read_meta(path)
@@ -242,3 +239,20 @@ class FolderCheckpoints(Strategy):
             found = saved.get(names[members[0]], {}) if members else {}
             groups.append({**group, **found, "params": [numbers[parameter] for parameter in members]})
         optimizer.load_state_dict({"state": values, "param_groups": groups})
+
+
+def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors of Lightning's checkpoint by their keys in the folder, and what belongs into `meta.pt`."""
+    meta = {k: v for k, v in checkpoint.items() if k not in ("state_dict", "optimizer_states")}
+    tensors = {STATE + name: value for name, value in checkpoint["state_dict"].items()}
+    meta[OPTIMIZERS] = []
+    for number, optimizer in enumerate(checkpoint.get("optimizer_states", [])):
+        values: dict[str, dict[str, Any]] = {}
+        for name, state in optimizer["state"].items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    tensors[f"optimizer_{number}.state.{name}.{key}"] = value
+                else:
+                    values.setdefault(name, {})[key] = value
+        meta[OPTIMIZERS].append({"groups": optimizer["groups"], "values": values})
+    return tensors, meta

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
+import re
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import checkpoint as dcp
 
-from mofi_lightning.encoders.checkpoint_format import META
+from mofi_lightning.encoders.checkpoint_format import META, REPLACED, recover
+from mofi_lightning.types import InputError
 
 Finished = Callable[[Path, str | None], None]
 
@@ -47,11 +50,36 @@ class CheckpointWriter:
             meta: plain values; those of rank 0 are written.
             path: of the checkpoint; replaced if it exists.
             finished: called on rank 0 with the path and, if it could not be written, the error.
+
+        Raises:
+            InputError: `meta` could not be read back, on all ranks.
         """
         self.wait()
-        # training changes the tensors while they are written
-        staged = {key: tensor.detach().to("cpu", copy=True) for key, tensor in tensors.items()}
-        self._writing = self._thread.submit(self._write, staged, meta, path, finished)
+        content = self.serialize(meta)
+        # training changes the tensors while they are written; readers take the bytes in the order of the rows
+        staged = {
+            key: tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for key, tensor in tensors.items()
+        }
+        self._writing = self._thread.submit(self._write, staged, content, path, finished)
+
+    def serialize(self, meta: Mapping[str, Any]) -> bytes:
+        """The bytes of `meta` on rank 0, none elsewhere, found readable; all ranks must call.
+
+        Raises:
+            InputError: it holds more than tensors and plain values, on all ranks.
+        """
+        content: list[bytes] = []
+        error = (
+            self._agreed(lambda: content.append(_serialized(meta))) if self._first else self._agreed(_nothing)
+        )
+        if error is not None:
+            raise InputError(error)
+        return content[0] if content else b""
+
+    @property
+    def _first(self) -> bool:
+        return self._group is None or dist.get_rank(self._group) == 0
 
     def wait(self) -> str | None:
         """Wait until nothing is being written; the error if it failed, the same on all ranks."""
@@ -61,10 +89,10 @@ class CheckpointWriter:
         return error
 
     def _write(
-        self, tensors: dict[str, Tensor], meta: Mapping[str, Any], path: Path, finished: Finished | None
+        self, tensors: dict[str, Tensor], meta: bytes, path: Path, finished: Finished | None
     ) -> str | None:
         partial = path.with_name(f"{path.name}.partial")
-        first = self._group is None or dist.get_rank(self._group) == 0
+        first = self._first
         error = self._agreed(_prepare, partial) if first else self._agreed(_nothing)
         error = error or self._agreed(self._write_tensors, tensors, partial)
         if error is None:
@@ -109,9 +137,45 @@ def _prepare(partial: Path) -> None:
     partial.mkdir(parents=True)
 
 
-def _complete(meta: Mapping[str, Any], partial: Path, path: Path) -> None:
+def _serialized(meta: Mapping[str, Any]) -> bytes:
+    """As a torch file, which readers find to hold nothing that would run code."""
+    content, refused = _bytes(dict(meta))
+    if refused is None:
+        return content
+    where, reason = _unreadable(meta, refused)
+    raise InputError(
+        f"{where} of the checkpoint could not be read back safely ({reason}); return plain values (numbers, "
+        "strings, lists, dictionaries, tensors) from state_dict or on_save_checkpoint"
+    )
+
+
+def _bytes(value: Any) -> tuple[bytes, str | None]:
+    """The torch file of `value`, and why a reader would refuse it."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+        torch.load(io.BytesIO(buffer.getvalue()), map_location="cpu", weights_only=True)
+    except Exception as error:  # pickle calls what it is given
+        found = re.search(r"GLOBAL (\S+)|Can't \w+ [^\n]+|cannot pickle [^\n]+", str(error))
+        return b"", (found[1] or found[0]) if found else type(error).__name__
+    return buffer.getvalue(), None
+
+
+def _unreadable(value: Mapping[str, Any], reason: str, depth: int = 2) -> tuple[str, str]:
+    """Where in `value` is what cannot be read back, as keys, and what it is."""
+    for key, inner in value.items():
+        refused = _bytes(inner)[1]
+        if refused is not None:
+            if isinstance(inner, Mapping) and depth > 1:
+                below, refused = _unreadable(inner, refused, depth - 1)
+                return f"{key!r}{f', {below}' if below else ''}", refused
+            return repr(key), refused
+    return "", reason
+
+
+def _complete(meta: bytes, partial: Path, path: Path) -> None:
     with (partial / META).open("wb") as file:
-        torch.save(dict(meta), file)
+        file.write(meta)
         file.flush()
         os.fsync(file.fileno())
     _sync(partial)
@@ -123,11 +187,16 @@ def _complete(meta: Mapping[str, Any], partial: Path, path: Path) -> None:
 @contextlib.contextmanager
 def _out_of_the_way(path: Path) -> Iterator[None]:
     """Move aside what is at `path`, which is removed after: a folder replaces no folder that has files."""
-    replaced = path.with_name(f"{path.name}.replaced.partial")
+    recover(path)
+    replaced = path.with_name(f"{path.name}{REPLACED}")
     shutil.rmtree(replaced, ignore_errors=True)
     if path.exists():
         os.replace(path, replaced)
-    yield
+    try:
+        yield
+    except BaseException:
+        recover(path)
+        raise
     if replaced.is_file():
         replaced.unlink()
     shutil.rmtree(replaced, ignore_errors=True)

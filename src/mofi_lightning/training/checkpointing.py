@@ -15,10 +15,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
+from mofi_lightning.encoders.checkpoint import is_complete
 from mofi_lightning.training.checkpoint_folders import (
+    SCORE,
     checkpoint_path,
     is_exported,
     latest_checkpoint,
+    refuse_branching,
     refuse_earlier_run,
     remove_superseded,
     step_of,
@@ -29,7 +32,6 @@ from mofi_lightning.types import InputError
 __all__ = ["StepCheckpoint", "is_exported", "latest_checkpoint", "refuse_earlier_run", "step_of"]
 
 _log = logging.getLogger(__name__)
-_SCORE = "score.json"
 
 
 class StepCheckpoint(ModelCheckpoint):
@@ -92,9 +94,17 @@ class StepCheckpoint(ModelCheckpoint):
         """Nothing to restore."""
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Refuse to start anew in an earlier run's folder."""
+        """Refuse to be mixed up with another run, and what could be saved but not be read back."""
+        root = Path(trainer.default_root_dir)
         if trainer.global_step == 0:
-            refuse_earlier_run(Path(trainer.default_root_dir))
+            refuse_earlier_run(root)
+        else:
+            refuse_branching(root, trainer.global_step)
+        if not trainer.fast_dev_run:  # type: ignore[attr-defined]
+            # before hours of training, not after
+            _strategy(trainer).check_savable(
+                trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+            )
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save when it is time, and at the last step."""
@@ -127,10 +137,14 @@ class StepCheckpoint(ModelCheckpoint):
             trainer.strategy.finish_saving()
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Wait for what is still being written."""
+        """Wait for what is still being written, and save the step if the run ends before the last."""
         started = time.perf_counter()
         _strategy(trainer).finish_saving()
         self.seconds += time.perf_counter() - started
+        if trainer.global_step < trainer.max_steps:
+            path = checkpoint_path(self._folder, trainer.global_step)
+            if not trainer.strategy.broadcast(is_complete(path)):
+                self.save_now(trainer)
 
     def save_now(self, trainer: Trainer) -> None:
         """Save the present step, unless that is done, and return when it is on the disk; all ranks must call.
@@ -188,7 +202,7 @@ class StepCheckpoint(ModelCheckpoint):
 
     def _is_best(self, score: float) -> bool:
         try:
-            best = json.loads((self._folder / "best" / _SCORE).read_text())
+            best = json.loads((self._folder / "best" / SCORE).read_text())
         except (OSError, ValueError):
             best = {}
         if math.isnan(score):
@@ -219,9 +233,9 @@ class StepCheckpoint(ModelCheckpoint):
     def _note_best(self, path: Path, score: float) -> None:
         """Write down how good the checkpoint is, then remove the one before."""
         note = {"step": step_of(path), "monitor": self.monitor, "mode": self.mode, "score": score}
-        partial = path.parent / f"{_SCORE}.partial"
+        partial = path.parent / f"{SCORE}.partial"
         partial.write_text(json.dumps(note) + "\n")
-        os.replace(partial, path.parent / _SCORE)
+        os.replace(partial, path.parent / SCORE)
         for other in path.parent.glob("step=*.ckpt*"):
             if other != path:
                 shutil.rmtree(other, ignore_errors=True)

@@ -17,6 +17,7 @@ from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
 from mofi_lightning.training.callbacks import RetrievalValidation  # noqa: F401
+from mofi_lightning.training.checkpoint_folders import refuse_branching
 from mofi_lightning.training.checkpointing import (
     is_exported,
     latest_checkpoint,
@@ -36,7 +37,7 @@ from mofi_lightning.training.defaults import (
 from mofi_lightning.training.endings import tidy
 from mofi_lightning.training.mismatch import explain_mismatch
 from mofi_lightning.training.module import PretrainingModule
-from mofi_lightning.training.options import refuse_unknown_sections, usage
+from mofi_lightning.training.options import name_torch_optimizers, refuse_unknown_sections, usage
 from mofi_lightning.training.single_process import SingleProcessStrategy
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded
 from mofi_lightning.types import InputError
@@ -65,6 +66,7 @@ class PretrainingCLI(LightningCLI):
 
     def parse_arguments(self, parser: Any, args: Any) -> None:
         """Parse, and refuse the unknown empty sections of YAML files, which the parser passes over."""
+        args = None if args is None else name_torch_optimizers(args)
         super().parse_arguments(parser, args)
         verb = self.config.get("subcommand")
         refuse_unknown_sections(args, self.config[verb] if verb else self.config)
@@ -78,24 +80,30 @@ class PretrainingCLI(LightningCLI):
             return
         config = self.config[self.subcommand]
         root = _root(config.trainer)
+        given = config.get("ckpt_path")
         if self.subcommand == "fit":
-            given = config.get("ckpt_path") or ("last" if _was_requeued() else None)
+            if _was_requeued() and (given is None or latest_checkpoint(root) is not None):
+                given = "last"  # what it was first started from is behind it
             path = _start_of_training(given, root, config.trainer.max_steps)
         else:
-            path = _to_validate(config.get("ckpt_path"), root)
+            path = _to_validate(given, root)
         if path is not None:
-            _check_checkpoint(path)
+            _check_checkpoint(path, training=self.subcommand == "fit")
+            if self.subcommand == "fit" and given != "last":
+                refuse_branching(root, checkpoint.read_meta(path)["global_step"], best=True)
             say(f"{'resuming from' if self.subcommand == 'fit' else 'validating'} {path}")
         config.ckpt_path = path and str(path)
         if config.get("weights_only") is None:
             config.weights_only = True
 
     def fit(self, ckpt_path: str | None = None, **options: Any) -> None:
-        """Train, and say where the model is."""
+        """Train, and say where the model is, or what became of a run that has none."""
         with tidy(self.trainer), explain_mismatch(Path(ckpt_path) if ckpt_path else None, self.model):
             self.trainer.fit(ckpt_path=ckpt_path, **options)
         if self.trainer.global_step >= self.trainer.max_steps:
             say(f"model -> {Path(self.trainer.default_root_dir) / 'model'}")
+        elif self.trainer.max_steps > 0:
+            say(_where_it_stopped(self.trainer))
 
     def validate(self, ckpt_path: str | None = None, **options: Any) -> None:
         """Validate once."""
@@ -152,7 +160,7 @@ def _was_requeued() -> bool:
 def _start_of_training(path: str | None, root: Path, max_steps: int) -> Path | None:
     """The checkpoint that training goes on from; None to start at step 0. Ends a run that is finished."""
     if path not in (None, "last"):
-        return Path(path)
+        return checkpoint.checkpoint_at(Path(path))
     newest = latest_checkpoint(root) if path else None
     if newest is None:
         refuse_earlier_run(root)
@@ -175,7 +183,7 @@ def _to_validate(path: str | None, root: Path) -> Path:
             "mofi validate needs a checkpoint; give --ckpt_path FILE, or --ckpt_path last for the newest of "
             f"trainer.default_root_dir ({root})"
         )
-    found = latest_checkpoint(root) if path == "last" else Path(path)
+    found = latest_checkpoint(root) if path == "last" else checkpoint.checkpoint_at(Path(path))
     if found is None:
         raise InputError(
             f"there is no checkpoint in {root / 'checkpoints'}; give --ckpt_path FILE or another "
@@ -184,7 +192,16 @@ def _to_validate(path: str | None, root: Path) -> Path:
     return found
 
 
-def _check_checkpoint(path: Path) -> None:
+def _where_it_stopped(trainer: Trainer) -> str:
+    """Of a run that a callback or its time has ended."""
+    newest = latest_checkpoint(Path(trainer.default_root_dir))
+    stopped = f"stopped at step {trainer.global_step} of {trainer.max_steps}"
+    if newest is None or step_of(newest) != trainer.global_step:
+        return f"{stopped}; this step is not saved, and no model is written"
+    return f"{stopped}; saved {newest}; no model is written; go on with --ckpt_path last"
+
+
+def _check_checkpoint(path: Path, training: bool) -> None:
     """Refuse what is no checkpoint, and say which one is meant where `path` is the folder of a run."""
     inside = latest_checkpoint(path)
     if inside is not None:
@@ -194,7 +211,7 @@ def _check_checkpoint(path: Path) -> None:
             f"{path} is a model, not a checkpoint, which also holds the objective and the optimizer; "
             f"checkpoints are in {path.parent / 'checkpoints'}"
         )
-    checkpoint.check_resumable(path)
+    checkpoint.check_resumable(path, training)
 
 
 def build(words: list[str], run: bool = True) -> PretrainingCLI:

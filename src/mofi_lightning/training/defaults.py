@@ -24,7 +24,11 @@ from mofi_lightning.types import InputError
 
 def quiet() -> None:
     """Keep Lightning's tips and the advice that does not apply to streams of known length off the screen."""
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.seed"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.pytorch.trainer.connectors.checkpoint_connector",  # of `weights_only`, at each checkpoint
+        "lightning.fabric.utilities.seed",
+    ):
         logging.getLogger(name).setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", ".*LightningCLI's args parameter.*")
     warnings.filterwarnings("ignore", ".*does not have many workers.*")
@@ -44,9 +48,18 @@ def default_callbacks(given: Any, checkpointing: bool | None, progress_bar: bool
         given: the trainer's `callbacks`: a list, one, or None.
         checkpointing: False for no checkpoints.
         progress_bar: False for no bar.
+
+    Raises:
+        InputError: Lightning's own ModelCheckpoint is among them.
     """
     callbacks = list(given) if isinstance(given, list) else [given] if given else []
-    if checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in callbacks):
+    for callback in callbacks:
+        if isinstance(callback, ModelCheckpoint) and not isinstance(callback, StepCheckpoint):
+            raise InputError(
+                f"trainer.callbacks has a {type(callback).__name__}, whose checkpoints a run could not go on "
+                "from; use StepCheckpoint (every_n_steps, keep_last, monitor)"
+            )
+    if checkpointing is not False and not any(isinstance(c, StepCheckpoint) for c in callbacks):
         callbacks.append(StepCheckpoint())
     for kind in (RunSummary, StopAtSignal):
         if not any(isinstance(c, kind) for c in callbacks):

@@ -26,8 +26,32 @@ def describe(module: PretrainingModule, vocabulary: EntityVocabulary | None) -> 
     return {
         "dual_encoder": described,
         "freeze": list(module.frozen),
-        "vocabulary": {"entities": len(vocabulary or ()), "fingerprint": _fingerprint(vocabulary)},
+        "vocabulary": entities(vocabulary),
     }
+
+
+def entities(vocabulary: EntityVocabulary | None) -> dict[str, Any]:
+    """How many there are, and which, in plain values."""
+    return {"entities": len(vocabulary or ()), "fingerprint": _fingerprint(vocabulary)}
+
+
+def refuse_other_entities(own: Mapping[str, Any], vocabulary: EntityVocabulary | None) -> None:
+    """Refuse data whose labels mean other entities than those that an objective was built with.
+
+    Args:
+        own: what `entities` said of those.
+        vocabulary: of the data.
+
+    Raises:
+        InputError: they differ.
+    """
+    if own["fingerprint"] != _fingerprint(vocabulary):
+        raise InputError(
+            f"this module was built for {own['entities']} entities (vocabulary "
+            f"{own['fingerprint'] or 'none'}), the data set has {len(vocabulary or ())} "
+            f"({_fingerprint(vocabulary) or 'none'}); pass a datamodule "
+            "with the same data set, or make another PretrainingModule"
+        )
 
 
 def refuse_another(
@@ -50,8 +74,8 @@ def refuse_another(
     frozen = checkpoint.get("freeze", [])
     if training and frozen != module.frozen:
         raise InputError(
-            f"the checkpoint was trained with model.freeze {frozen} and this run has {module.frozen}; resume with "
-            "the same, or start anew with model.init_from"
+            f"the checkpoint was trained with model.freeze {frozen} and this run has {module.frozen}; "
+            "resume with the same, or start anew with model.init_from"
         )
     space = module.objective.label_space()
     saved_space = (checkpoint["dual_encoder"].get("label_space") or {}).get("config")
@@ -65,8 +89,8 @@ def refuse_another(
         raise InputError(
             f"the checkpoint was trained with {saved['entities']} entities (vocabulary "
             f"{saved['fingerprint'] or 'none'}), the data set has {len(vocabulary or ())} "
-            f"({_fingerprint(vocabulary) or 'none'}); resume with the data set of the checkpoint, or start from its "
-            "weights with model.init_from"
+            f"({_fingerprint(vocabulary) or 'none'}); resume with the data set of the checkpoint, or start "
+            "from its weights with model.init_from"
         )
 
 

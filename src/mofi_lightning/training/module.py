@@ -19,7 +19,7 @@ from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.training.averaging import ValidateAverage, WeightAverage
-from mofi_lightning.training.description import describe, refuse_another
+from mofi_lightning.training.description import describe, entities, refuse_another, refuse_other_entities
 from mofi_lightning.training.export import export_model
 from mofi_lightning.training.gradients import Gradients
 from mofi_lightning.training.layer_decay import block_depths
@@ -98,25 +98,24 @@ class PretrainingModule(LightningModule):
         self.metrics = StepMetrics()
         self.skipped = SkippedSteps(max_skipped_steps)
         self.stop_requested = False  # of this rank, by a signal
+        self._entities: dict[str, Any] | None = None  # that the objective was built for
 
     def setup(self, stage: str) -> None:
         """Check what would otherwise train something wrong without a word."""
         refuse_what_trains_wrong(self.trainer, stage)
 
     def configure_model(self) -> None:
-        """Build model and objective, equal on every rank; called more than once, acts once."""
+        """Build model and objective, equal on every rank, once; later data must have the same entities."""
         if hasattr(self, "model"):
+            self._use(getattr(self.trainer, "datamodule", None))
             return
         self._seed = self.trainer.strategy.broadcast(torch.initial_seed())
         data = self._data()
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(self._seed)
             self.build(data.vocabulary)
-        text = self.model.text
-        data.use(
-            self.model.preprocess, self.model.tokenizer, 0 if text is None else text.encoder.context_length
-        )
-        check_requirements(self.objective, self.model, self.teacher is not None, data.fields)
+        self._entities = entities(data.vocabulary)
+        self._use(data)
         if self.init_from is not None and self.trainer.ckpt_path is None:
             self._say(initialise(self.model, self.objective, self.init_from, data.vocabulary))
         self.freeze_parameters()
@@ -136,8 +135,20 @@ class PretrainingModule(LightningModule):
         if self.average is not None:
             self.average.keep_state_in_order(self)
 
+    def _use(self, data: Any) -> None:
+        """Tell `data` what the model expects, and refuse it if it does not fit model and objective."""
+        if data is None:
+            return
+        if self._entities is not None:
+            refuse_other_entities(self._entities, data.vocabulary)
+        text = self.model.text
+        data.use(
+            self.model.preprocess, self.model.tokenizer, 0 if text is None else text.encoder.context_length
+        )
+        check_requirements(self.objective, self.model, self.teacher is not None, data.fields)
+
     def build(self, vocabulary: Any, tokenizer: Any = None) -> None:
-        """Make model, teacher and objective with fresh weights, whole; `tokenizer` replaces the configured one."""
+        """Make model, teacher and objective with fresh weights, whole; `tokenizer` replaces the model's."""
         self.model = DualEncoder.from_config(self.encoder_config, tokenizer)
         self.teacher = None if self.teacher_config is None else Teacher(self.teacher_config)
         text = self.model.text

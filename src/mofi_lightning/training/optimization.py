@@ -94,12 +94,14 @@ class Optimization:
                 left out.
 
         Raises:
-            InputError: all are frozen, a pattern of `rates` matches nothing, or the optimizer does not work.
+            InputError: all are frozen, a pattern of `rates` matches nothing that is trained, or the optimizer
+                does not work.
         """
         trained = {name: p for name, p in parameters.items() if p.requires_grad}
         if not trained:
             raise InputError("every parameter is frozen; freeze less")
-        groups = self._groups(trained, depths)
+        factors = self._factors(parameters, trained, depths)
+        groups = self._groups(trained, factors)
         if self.optimizer is None:
             optimizer = adamw(groups, self.lr, self.betas, self.eps)
         else:
@@ -126,11 +128,25 @@ class Optimization:
             step, max_steps, self.schedule, self.warmup_steps, self.cooldown_steps, self.final_lr_share
         )
 
-    def _groups(self, trained: Mapping[str, nn.Parameter], depths: Mapping[str, int]) -> list[dict[str, Any]]:
+    def _factors(
+        self, names: Iterable[str], trained: Iterable[str], depths: Mapping[str, int]
+    ) -> dict[str, float]:
+        """Factors of the learning rate of those that are trained."""
         factors = {name: self.layer_decay ** depths.get(name, 0) for name in trained}
         for pattern, factor in self.rates.items():
-            for name in matching(trained, pattern, "optimization.rates"):
+            found = [n for n in matching(names, pattern, "optimization.rates") if n in factors]
+            if not found:
+                raise InputError(
+                    f"optimization.rates pattern {pattern!r} matches only frozen parameters (model.freeze, "
+                    "or a text tower that the objective does not use); leave it out or train them"
+                )
+            for name in found:
                 factors[name] *= factor
+        return factors
+
+    def _groups(
+        self, trained: Mapping[str, nn.Parameter], factors: Mapping[str, float]
+    ) -> list[dict[str, Any]]:
         groups: dict[str, dict[str, Any]] = {}
         for name, parameter in trained.items():
             decays = parameter.ndim >= 2

@@ -11,6 +11,7 @@ from jsonargparse import Namespace
 
 from mofi_lightning.types import InputError
 
+_OPTIMIZER = "--model.optimization.optimizer"
 _HELP = """
 Every setting of the YAML files is an option, too; what comes later counts.
 
@@ -55,6 +56,22 @@ def usage(verb: str) -> str:
 def short_help(verb: str) -> str:
     """What to set most often, and where to read of the rest."""
     return f"usage: {usage(verb)}\n{_HELP}"
+
+
+def name_torch_optimizers(words: Sequence[str]) -> list[str]:
+    """`words`, where a bare name of an optimizer means torch's, whichever others of the name are imported."""
+    import torch  # not for the short help
+
+    named = list(words)
+    for number, word in enumerate(named):
+        option, equals, name = word.partition("=")
+        if option not in (_OPTIMIZER, f"{_OPTIMIZER}.class_path"):
+            continue
+        name = name if equals else "".join(named[number + 1 : number + 2])
+        if isinstance(getattr(torch.optim, name, None), type):
+            where, before = (number, f"{option}=") if equals else (number + 1, "")
+            named[where] = f"{before}torch.optim.{name}"
+    return named
 
 
 def refuse_unknown_sections(words: Sequence[str], config: Namespace) -> None:

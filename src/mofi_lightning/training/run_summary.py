@@ -1,4 +1,4 @@
-"""What a run did and how fast: images a second, model FLOPs utilisation, the wait for data, memory."""
+"""What a run did and how fast: images a second, model FLOPs utilisation, time between steps, memory."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class _Totals(NamedTuple):
 
     Attributes:
         seconds: of training, without validation and checkpoints.
-        waited: seconds in which no batch was there.
+        waited: seconds between steps: for the next batch, the logger, other callbacks.
         images: trained on.
         tokens: of the images' texts, their padding included.
     """
@@ -39,11 +39,13 @@ class _Totals(NamedTuple):
 class RunSummary(Callback):
     """Logs how fast a run is, at the trainer's interval; at the end, writes what it did.
 
-    Logged are `train/images_per_second`; `train/data_wait`, the share of time without a batch;
-    `train/memory_gb`, on a GPU the most that tensors took since the last time, on Linux without one the
-    memory of the process; and, where the device's peak is known, `train/mfu`: three times the FLOPs of the
-    encoders' forward pass (once where a whole encoder is frozen; what is run again to save memory does not
-    count) a second, over the peak of all devices (PaLM, arXiv 2204.02311, appendix B).
+    Logged are `train/images_per_second`; `train/data_wait`, the share of time from the end of a step to the
+    start of the next, in which the process waits for a batch and moves it to the device, but also runs the
+    logger and other callbacks, so that the wait for data is at most that; `train/memory_gb`, on a GPU the
+    most that tensors took since the last time, on Linux without one the memory of the process; and, where
+    the device's peak is known, `train/mfu`: three times the FLOPs of the encoders' forward pass (once where a
+    whole encoder is frozen; what is run again to save memory does not count) a second, over the peak of all
+    devices (PaLM, arXiv 2204.02311, appendix B).
 
     `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait, mfu, memory_gb (the
     most of the run), skipped_steps and bad_rows. They go on over resumes; times leave validation and
@@ -87,7 +89,7 @@ class RunSummary(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """The wait for the batch ends; what was spent on a checkpoint meanwhile does not count."""
+        """The time between steps ends; what was spent on a checkpoint meanwhile does not count."""
         saving = _seconds_of_checkpoints(trainer)
         self._ended += saving - self._saving
         self._saving = saving

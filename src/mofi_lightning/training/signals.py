@@ -35,7 +35,9 @@ class StopAtSignal(Callback):
 
     SIGTERM and the first Ctrl-C do so, and under SLURM the signal to requeue (SIGUSR1 unless the
     `SLURMEnvironment` names another), after which the job is queued again. A second Ctrl-C ends the run at
-    once. The exit code is 128 and the signal's number. Processes that load data leave signals to this one.
+    once. The exit code is 128 and the signal's number. Processes that load data leave signals to this one. A
+    validation that is cut off, or was due at the step that is saved, is not made up for: the resumed run
+    validates when the next is due.
 
     Attributes:
         signals: that are handled while training runs.
@@ -83,8 +85,9 @@ class StopAtSignal(Callback):
             self._save_and_end(trainer)
 
     def on_validation_batch_end(self, trainer: Trainer, pl_module: Any, *args: Any) -> None:
-        """Save what training has reached, and end."""
-        if trainer.state.fn == "fit" and self._any_rank(trainer):
+        """Save what training has reached, and end; a validation after the last step is let run."""
+        unfinished = trainer.state.fn == "fit" and trainer.global_step < trainer.max_steps
+        if unfinished and self._any_rank(trainer):
             if trainer.sanity_checking:
                 self._end(trainer, "before the first step: there is nothing to save")
             self._save_and_end(trainer)

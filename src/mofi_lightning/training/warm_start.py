@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-import fnmatch
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,12 +13,13 @@ from torch import Tensor, nn
 
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.dual_encoder import DualEncoder
+from mofi_lightning.objectives.base import Objective
 from mofi_lightning.training.entity_tables import grow_tables
+from mofi_lightning.training.patterns import matching
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
     from mofi_lightning.data.vocabulary import EntityVocabulary
-    from mofi_lightning.objectives.base import Objective
 
 _SHOWN = 3
 _STATISTICS = ("image.mean", "image.std")  # of the preprocessing, which the configuration decides
@@ -92,7 +91,7 @@ def initialise(
 def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
     """Let the parameters whose names match one of the shell `patterns` keep their values.
 
-    Modules whose parameters are all frozen are put into evaluation mode: no dropout, no batch statistics.
+    Modules whose parameters are all frozen are put into evaluation mode (`keep_frozen_in_eval`).
 
     Args:
         module: its parameters are called, for instance, `model.image.encoder.blocks.0.norm.weight`.
@@ -103,13 +102,7 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
     """
     parameters = dict(module.named_parameters())
     for pattern in patterns:
-        matching = fnmatch.filter(parameters, pattern)
-        if not matching:
-            prefixes = {name[:dot] for name in parameters for dot, c in enumerate(name) if c == "."}
-            near = difflib.get_close_matches(pattern.rstrip(".*"), sorted(prefixes), 1, cutoff=0.3)
-            hint = f"did you mean {near[0] + '.*'!r}?" if near else f"one is {next(iter(parameters), '')!r}"
-            raise InputError(f"freeze pattern {pattern!r} matches no parameter; {hint}")
-        for name in matching:
+        for name in matching(parameters, pattern, "freeze"):
             parameters[name].requires_grad_(False)
     if patterns and not any(parameter.requires_grad for parameter in parameters.values()):
         raise InputError(f"freeze {list(patterns)} leaves no parameter to train; freeze less")
@@ -117,9 +110,13 @@ def freeze(module: nn.Module, patterns: Sequence[str]) -> None:
 
 
 def keep_frozen_in_eval(module: nn.Module) -> None:
-    """Put modules all of whose parameters are frozen into evaluation mode."""
+    """Put modules all of whose parameters are frozen into evaluation mode: no dropout, no batch statistics.
+
+    An objective itself never is: frozen or not, it trains what is no parameter (the entity table, its draws).
+    """
     parameters = list(module.parameters())
-    if parameters and not any(parameter.requires_grad for parameter in parameters):
+    frozen = bool(parameters) and not any(parameter.requires_grad for parameter in parameters)
+    if frozen and not any(isinstance(part, Objective) for part in module.modules()):
         module.eval()
         return
     for child in module.children():

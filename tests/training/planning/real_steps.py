@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import functools
+from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningDataModule, Trainer
 from tests.training.runs import trainer
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 from mofi_lightning.distributed import rank, world_size
@@ -83,14 +85,16 @@ class Measured(Callback):
     def on_train_batch_start(self, trainer: Trainer, pl_module: Any, batch: Any, batch_idx: int) -> None:
         if batch_idx == 2:
             states = trainer.optimizers[0].state.values()
-            self.held = {
+            held = {
                 "parameters": list(pl_module.parameters()),
                 "gradients": [p.grad for p in pl_module.parameters() if p.grad is not None],
                 "optimizer state": [t for state in states for t in state.values() if torch.is_tensor(t)],
                 "buffers": list(pl_module.buffers()),
             }
+            # numbers only: a reference would keep the gradients alive
+            self.held = {name: sum(map(own_bytes, tensors)) for name, tensors in held.items()}
             self.mode = LiveBytes()
-            self.mode.hold(self.held | {"batch": [batch["image"], *batch["text"], batch["entity"]]})
+            self.mode.hold(held | {"batch": [batch["image"], *batch["text"], batch["entity"]]})
             self.mode.__enter__()
 
     def on_train_batch_end(self, trainer: Trainer, *_: Any) -> None:
@@ -99,21 +103,16 @@ class Measured(Callback):
 
 
 def measure(
-    root: str, make: Any, rows: int, entities: int, precision: str = "32-true"
+    root: str, make: Any, rows: int, entities: int, precision: str = "32-true", replicate: int = 1
 ) -> tuple[dict[str, int], int]:
     """Bytes of the rank's own tensors by what they are for, and the most bytes alive in a step."""
     torch.manual_seed(0)
     measured = Measured()
-    run = trainer(
-        root,
-        3,
-        callbacks=[measured],
-        precision=precision,
-        gradient_clip_val=1.0,  # type: ignore[arg-type]
-    )
+    options = {"callbacks": [measured], "precision": precision, "gradient_clip_val": 1.0}
+    run = trainer(Path(root), 3, replicate, **options)
     run.fit(make(), datamodule=FullRows(rows, entities))
-    held = {
-        name: sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
-        for name, tensors in measured.held.items()
-    }
-    return held, sum(measured.mode.peak.values())
+    return measured.held, measured.mode.peak.total()
+
+
+def own_bytes(tensor: torch.Tensor) -> int:
+    return (tensor.to_local() if isinstance(tensor, DTensor) else tensor).nbytes

@@ -9,7 +9,7 @@ from mofi_lightning.types import InputError
 
 
 def transformer(width: int, layers: int, tokens: int) -> int:
-    """Multiply-adds of projections (4 d^2) and MLP (8 d^2) a token, and of two products over pairs of tokens."""
+    """Projections (4 d^2) and MLP (8 d^2) of every token, and two products over pairs of tokens."""
     return 2 * layers * (12 * width**2 * tokens + 2 * tokens**2 * width)
 
 

@@ -1,4 +1,4 @@
-"""`mofi plan`: memory, communication and time of a training run, before it is started."""
+"""From the options of `mofi plan` to a plan: the run that `mofi fit` would start, on a cluster."""
 
 from __future__ import annotations
 
@@ -11,15 +11,10 @@ from typing import Any
 
 from mofi_lightning.encoders.tokenizer import Tokenizer
 from mofi_lightning.training.command import build
-from mofi_lightning.training.defaults import quiet
 from mofi_lightning.training.module import PretrainingModule
 from mofi_lightning.training.planning.estimate import Cluster, Plan, estimate
-from mofi_lightning.training.planning.table import show
 from mofi_lightning.training.strategy import ShardedStrategy
 from mofi_lightning.types import InputError
-
-_HELP = """Every option of `mofi fit` counts here, too. Neither GPUs nor data nor a tokenizer's file are needed."""
-_H100_TFLOPS = 989.0  # bf16, dense, by its datasheet
 
 # a plan runs here, in one process: what the cluster will be is told by the options of the plan
 _HERE = (
@@ -66,22 +61,16 @@ class _SizedTokenizer(Tokenizer):
         return self._size
 
 
-def run(words: list[str]) -> None:
-    """Plan.
+def plan(options: argparse.Namespace, words: list[str]) -> Plan:
+    """What the run that `mofi fit WORDS` starts would take.
 
     Args:
-        words: of the command line, the verb first.
+        options: of the plan, as `planning.options.parse` returns them.
+        words: options of the run.
 
     Raises:
         InputError: the plan cannot be made of what was given.
     """
-    options, rest = _parser().parse_known_args(words[1:])
-    quiet()
-    show(plan(options, rest))
-
-
-def plan(options: argparse.Namespace, words: list[str]) -> Plan:
-    """What the run that `mofi fit WORDS` starts would take on the cluster of `options`."""
     cluster = Cluster(options.gpus, options.gpus_per_node, options.gpu_memory, options.tflops, options.mfu)
     cli = build([*words, *_HERE], run=False)
     module: PretrainingModule = cli.model
@@ -93,9 +82,10 @@ def plan(options: argparse.Namespace, words: list[str]) -> Plan:
     strategy = trainer.strategy
     replicas = _replicas(strategy.replicate if isinstance(strategy, ShardedStrategy) else 1, cluster)
     _forget_weights(module)
+    vocabulary = _entities(options.entities, cli.datamodule)
     return estimate(
         module,
-        _entities(options.entities, cli.datamodule),
+        vocabulary,
         _tokenizer(module, options.text_vocabulary),
         cluster,
         replicas,
@@ -104,32 +94,6 @@ def plan(options: argparse.Namespace, words: list[str]) -> Plan:
         trainer.gradient_clip_val,
         trainer.max_steps,
     )
-
-
-def parse(words: list[str]) -> tuple[argparse.Namespace, list[str]]:
-    """The options of a plan, and those of the run that is planned."""
-    return _parser().parse_known_args(words)
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="mofi plan", description=_HELP, allow_abbrev=False, exit_on_error=False
-    )
-    parser.add_argument("--gpus", type=int, required=True, help="number of GPUs, one process on each")
-    parser.add_argument("--gpu-memory", type=float, default=80.0, help="of one GPU, in GB of 1e9 bytes")
-    parser.add_argument("--gpus-per-node", type=int, default=8, help="for strategies that replicate by node")
-    parser.add_argument("--batch", type=int, help="rows of the global batch; those of the data by default")
-    parser.add_argument("--entities", type=int, help="number of entities; those of the data by default")
-    parser.add_argument(
-        "--text-vocabulary", type=int, help="token ids, where the tokenizer's file is not here; OPT has 50272"
-    )
-    parser.add_argument(
-        "--mfu", type=float, default=0.4, help="share of the GPUs' peak that training reaches"
-    )
-    parser.add_argument(
-        "--tflops", type=float, default=_H100_TFLOPS, help="peak of one GPU in bf16 (H100: 989)"
-    )
-    return parser
 
 
 def _replicas(replicate: int | str, cluster: Cluster) -> int:
@@ -153,7 +117,7 @@ def _entities(number: int | None, data: Any) -> _Entities | None:
         try:
             number = len(data.vocabulary or ())
         except (InputError, OSError):
-            number = 0  # an objective that needs entities will say so
+            number = 0  # the data is not here
     elif number < 1:
         raise InputError(f"--entities is {number}; give a positive number")
     return _Entities(number) if number else None
@@ -167,7 +131,7 @@ def _tokenizer(module: PretrainingModule, size: int | None) -> Tokenizer | None:
         return _SizedTokenizer(size)
     if config.tokenizer not in ("clip", "bytes") and not Path(config.tokenizer).exists():
         raise InputError(
-            f"tokenizer {config.tokenizer!r} does not exist; give --text-vocabulary N, its number of token ids"
+            f"tokenizer {config.tokenizer!r} does not exist; give --text-vocabulary, its number of ids"
         )
     return Tokenizer.load(config.tokenizer)
 

@@ -13,6 +13,7 @@ from mofi_lightning.training.planning.rehearsal import Rehearsal, Step
 from mofi_lightning.training.planning.weightless import Weightless, pretended_ranks
 from mofi_lightning.types import InputError, Vocabulary
 
+_FARTHEST = 128  # times the planned batch: larger ones are not looked for, which would take long
 USABLE = 0.9  # of a GPU's memory: the rest goes to CUDA, NCCL, kernels' workspaces and fragmentation
 
 
@@ -128,29 +129,31 @@ def estimate(
 
 
 def largest_rows(peak: Callable[[int], int], rows: int, bytes_of_rows: int, budget: int) -> int:
-    """The most rows of a rank whose step stays within `budget`, by secants through rehearsed sizes.
+    """The most rows of a rank whose step stays within `budget`, at most 128 times `rows`; 0 for none.
+
+    Bytes grow nearly linearly with the rows. A line through two sizes leads to a third beside the answer, and
+    the line through the two that are nearest to the budget to the answer itself.
 
     Args:
-        peak: bytes of a step of so many rows, which grow nearly linearly.
+        peak: bytes of a step of so many rows.
         rows: a size whose peak is known.
         bytes_of_rows: that peak.
         budget: bytes.
     """
-    other = max(1, rows // 2) if rows > 1 else 2
+    other = max(1, rows // 4) if rows > 1 else 2
     points = {rows: bytes_of_rows, other: peak(other)}
-    for _ in range(2):
-        low, high = sorted(points)[:2] if len(points) == 2 else _nearest(points, budget)
-        slope = (points[high] - points[low]) / (high - low)
-        guess = _whole(low + (budget - points[low]) / slope)
-        if guess < 1 or guess in points:
-            break
-        points[guess] = peak(guess)
-    return max((n for n, size in points.items() if size <= budget), default=0)
+    most = _FARTHEST * rows
+    beside = min(_on_line(points, budget), most)
+    if beside >= 1 and beside not in points:
+        points[beside] = peak(beside)
+    return max(0, min(_on_line(points, budget), most))
 
 
-def _nearest(points: dict[int, int], budget: int) -> tuple[int, int]:
+def _on_line(points: dict[int, int], budget: int) -> int:
+    """Where the line through the two points that are nearest to the budget meets it, in whole rows."""
     low, high = sorted(sorted(points, key=lambda n: abs(points[n] - budget))[:2])
-    return low, high
+    slope = (points[high] - points[low]) / (high - low)
+    return _whole(low + (budget - points[low]) / slope)
 
 
 def _whole(rows: float) -> int:

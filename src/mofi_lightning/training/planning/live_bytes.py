@@ -14,6 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 WORK = "activations"
 GATHERED = "gathered parameters"
+GRADIENTS = "gradients"
 
 
 class LiveBytes(TorchDispatchMode):

@@ -1,4 +1,4 @@
-"""A training step on pretended ranks: what it holds, makes, computes and sends, without memory or arithmetic."""
+"""A training step on pretended ranks, without memory: what it holds, makes, computes and sends."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
@@ -19,11 +20,11 @@ from mofi_lightning.encoders.tokenizer import Tokenizer
 from mofi_lightning.objectives import EntitySoftmax
 from mofi_lightning.training.averaging import WeightAverage
 from mofi_lightning.training.module import PretrainingModule
-from mofi_lightning.training.planning.live_bytes import local
+from mofi_lightning.training.planning.live_bytes import GRADIENTS, local
 from mofi_lightning.training.planning.weightless import Weightless, drop_memory
-from mofi_lightning.types import Batch, Tokens, Vocabulary
+from mofi_lightning.types import Batch, InputError, Tokens, Vocabulary
 
-PARAMETERS, GRADIENTS, OPTIMIZER = "parameters", "gradients", "optimizer state"
+PARAMETERS, OPTIMIZER = "parameters", "optimizer state"
 AVERAGE, TABLE, BUFFERS, BATCH = "average (EMA)", "entity table", "other buffers", "batch"
 
 
@@ -51,9 +52,9 @@ class Step:
 class Rehearsal:
     """A `PretrainingModule` on pretended ranks, built once; its steps take any number of rows.
 
-    Use within `pretended_ranks(world)` and `mode`. FSDP, activation checkpointing, slices, autocast, clipping,
-    the optimizer and the entity table's update are the real ones; compiled blocks are rehearsed as they are
-    written.
+    Use within `pretended_ranks(world)` and `mode`. FSDP, activation checkpointing, slices, autocast,
+    clipping, the optimizer and the entity table's update are the real ones; compiled blocks are rehearsed as
+    they are written.
 
     Args:
         module: not yet configured.
@@ -80,13 +81,18 @@ class Rehearsal:
         self.bf16 = bf16
         self.entities = len(vocabulary or ())
         module.compile_blocks = False
-        module.build(vocabulary, tokenizer)
+        try:
+            module.build(vocabulary, tokenizer)
+        except InputError as error:
+            if vocabulary is None and "entities" in str(error):
+                raise InputError(f"{error}; for a plan give their number, --entities N") from error
+            raise
         drop_memory(module, mode)
         self.parts = _parts(module)
         self.token_ids = 0 if module.model.tokenizer is None else module.model.tokenizer.vocab_size
         module.freeze_parameters()
         module.transform_blocks()
-        if world > 1:
+        if dist.is_initialized():
             everyone = init_device_mesh("cpu", (world,), mesh_dim_names=("world",))
             grid = (replicas, world // replicas)
             mesh = (

@@ -26,11 +26,11 @@ def summary(plan: Plan) -> list[str]:
     largest = f"{plan.largest_batch:,}" if plan.largest_batch else "none"
     model = 3 * plan.row_flops * plan.batch / cluster.gpus / 1e12
     return [
-        f"batch {plan.batch:,} on {cluster.gpus} GPUs: {plan.peak / 1e9:.1f} GB a GPU, {fits} into {usable:.1f} GB "
-        f"({USABLE:.0%} of {cluster.gpu_memory:g} GB)",
+        f"batch {plan.batch:,} on {cluster.gpus} GPUs: {plan.peak / 1e9:.1f} GB a GPU, {fits} into "
+        f"{usable:.1f} GB ({USABLE:.0%} of {cluster.gpu_memory:g} GB)",
         f"largest global batch that fits: {largest}",
-        f"operations a step and GPU: {step.flops / 1e12:.1f} TFLOP, of which {model:.1f} TFLOP are the encoders' "
-        "(forward and backward, nothing twice)",
+        f"operations a step and GPU: {step.flops / 1e12:.1f} TFLOP, of which {model:.1f} TFLOP are the "
+        "encoders' (forward and backward, nothing twice)",
         f"at {cluster.mfu:.0%} of {cluster.tflops:g} TFLOP/s a GPU: {plan.images_per_second:,.0f} images/s, "
         f"{plan.days:.1f} days for {plan.max_steps:,} steps",
     ]

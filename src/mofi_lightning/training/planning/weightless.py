@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from functools import cache
+from traceback import walk_stack
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from torch.testing._internal.distributed.fake_pg import FakeStore
 from torch.utils._pytree import tree_map
 from torch.utils.flop_counter import flop_registry
 
-from mofi_lightning.training.planning.live_bytes import GATHERED, LiveBytes, tensors_in
+from mofi_lightning.training.planning.live_bytes import GRADIENTS, LiveBytes, tensors_in
 from mofi_lightning.types import InputError
 
 aten, c10d = torch.ops.aten, torch.ops.c10d
@@ -33,11 +35,9 @@ _OF_VALUES = {
 }
 _INDEXING = {aten.index, aten.index_put, aten.index_put_, aten._index_put_impl_}
 _IN_PLACE = {aten.addmm_: aten.addmm, aten.baddbmm_: aten.baddbmm}
-_ATTENTION = {
-    "aten::_scaled_dot_product_flash_attention_for_cpu": aten._scaled_dot_product_flash_attention,
-    "aten::_scaled_dot_product_flash_attention_for_cpu_backward": aten._scaled_dot_product_flash_attention_backward,
-}
+_ON_CPU = "_for_cpu"  # attention of the CPU, which takes as many operations as that of GPUs
 
+_FSDP = "_fully_shard"  # in the path of whoever sends parameters and gradients
 
 # operator: its name, the argument that holds all ranks' parts, and how often that is sent
 _COLLECTIVES = {
@@ -50,12 +50,12 @@ _COLLECTIVES = {
 class Weightless(LiveBytes):
     """Runs operators on `FakeTensor`s, and for real where only labels, positions and the like take part.
 
-    The step's classes are chosen by sorting and comparing labels: shapes depend on values there, which tensors
-    without memory do not have. What is computed from them and meets a number loses its memory, too.
+    The step's classes are chosen by sorting and comparing labels: there shapes depend on values, which
+    tensors without memory do not have. What is computed from labels and meets a number loses its memory, too.
 
     Attributes:
         flops: operations so far, a multiply-add counted as two.
-        received: bytes that reached this rank so far, by what was sent, kind of collective and number of ranks.
+        received: bytes that reached this rank so far, by what was sent, by collective and by number of ranks.
     """
 
     def __init__(self) -> None:
@@ -125,7 +125,7 @@ class Weightless(LiveBytes):
 
     @staticmethod
     def _ends(x: Tensor, size: int, dim: int = 0) -> list[Tensor]:
-        """The first and the last part of `x`, the rest empty: FSDP cuts every parameter into as many as ranks."""
+        """First and last part of `x`, the rest empty: FSDP cuts parameters into as many as ranks."""
         count = -(-x.shape[dim] // size)
         with unset_fake_temporarily():
             rest = [torch.empty(0) for _ in range(count - 2)]
@@ -133,7 +133,10 @@ class Weightless(LiveBytes):
         return [first, *rest, aten.slice.Tensor(x, dim, (count - 1) * size, x.shape[dim])]
 
     def _count_flops(self, packet: Any, args: Any, kwargs: Any, result: Any) -> None:
-        packet = _ATTENTION.get(packet._qualified_op_name, _IN_PLACE.get(packet, packet))
+        name = packet.__name__
+        packet = (
+            getattr(aten, name.replace(_ON_CPU, "")) if _ON_CPU in name else _IN_PLACE.get(packet, packet)
+        )
         formula = flop_registry.get(packet)
         if formula is not None:
             self.flops += int(formula(*args, **kwargs, out_val=result))
@@ -146,14 +149,16 @@ class Weightless(LiveBytes):
         kind, largest, passes = _COLLECTIVES[name]
         tensors = list(tensors_in(args[largest]))
         ranks = dist.ProcessGroup.unbox(args[1] if name == "allreduce_" else args[2]).size()
-        by_fsdp = any(self.purpose(x) == GATHERED for x in tensors_in(args))
+        by_fsdp = any(_FSDP in frame.f_code.co_filename for frame, _ in walk_stack(sys._getframe()))
+        if by_fsdp and kind == "reduce-scatter":
+            self.rename(GRADIENTS, [args[0]])
         purpose = "parameters and gradients" if by_fsdp else "features and losses"
         self.received[purpose, kind, ranks] += passes * sum(x.nbytes for x in tensors) * (ranks - 1) // ranks
 
 
 @cache
 def _overwritten(func: Any) -> list[tuple[int, str]] | None:
-    """Place and name of the arguments that an operator writes into and returns; None where it makes tensors."""
+    """Place and name of the arguments that an operator fills and returns; None where it makes tensors."""
     schema = func._schema
     if func.namespace != "aten" or not schema.is_mutable or torch.Tag.inplace_view in func.tags:
         return None
@@ -182,15 +187,19 @@ def drop_memory(module: nn.Module, mode: Weightless) -> None:
 
 
 @contextlib.contextmanager
-def pretended_ranks(world: int) -> Iterator[None]:
+def pretended_ranks(world: int, sharded: bool | None = None) -> Iterator[None]:
     """Within, this process is rank 0 of `world`, whose collectives send nothing.
+
+    Args:
+        world: number of ranks.
+        sharded: whether there is a process group, so that `Rehearsal` shards; None for several ranks only.
 
     Raises:
         InputError: it is part of a process group already.
     """
     if dist.is_initialized():
         raise InputError("a plan is made by one process of its own; run mofi plan without torchrun or srun")
-    if world == 1:
+    if not (world > 1 if sharded is None else sharded):
         yield
         return
     dist.init_process_group("fake", store=FakeStore(), rank=0, world_size=world)
