@@ -26,7 +26,7 @@ from mofi_lightning.encoders.dual_encoder import DualEncoderConfig
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.training import Optimization, PretrainingModule
-from mofi_lightning.training.gradients import Gradients
+from mofi_lightning.training.optimization.gradients import Gradients
 from mofi_lightning.types import Batch
 from objective_costs.timing import median_ratio
 

@@ -59,10 +59,11 @@ VERBS = {
         "mofi_lightning.training.planning.options:run", "compute memory and time of a training run beforehand"
     ),
     "checkpoint inspect": Verb(
-        "mofi_lightning.training.checkpoint_command:inspect", "show what is in a checkpoint"
+        "mofi_lightning.training.checkpoints.command:inspect", "show what is in a checkpoint"
     ),
     "checkpoint consolidate": Verb(
-        "mofi_lightning.training.checkpoint_command:consolidate", "turn a checkpoint into one file of weights"
+        "mofi_lightning.training.checkpoints.command:consolidate",
+        "turn a checkpoint into one file of weights",
     ),
     "evaluate": Verb("mofi_lightning.evaluation.command:evaluate", "measure and compare models"),
     "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),

@@ -30,8 +30,8 @@ from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.sources.parquet import ParquetSource
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import PretrainingModule, ShardedStrategy
-from mofi_lightning.training.callbacks import StepProgressBar
 from mofi_lightning.training.command import PretrainingCLI, build
+from mofi_lightning.training.monitoring.callbacks import StepProgressBar
 
 SYNTHETIC = ["--config", "configs/fit/synthetic.yaml", "--trainer.accelerator", "cpu"]
 

@@ -9,13 +9,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
-    "Optimization": "optimization",
+    "Optimization": "optimization.config",
     "PretrainingModule": "module",
-    "RetrievalValidation": "callbacks",
-    "RunSummary": "callbacks",
+    "RetrievalValidation": "monitoring.callbacks",
+    "RunSummary": "monitoring.callbacks",
     "ShardedStrategy": "strategy",
     "SingleProcessStrategy": "single_process",
-    "StepCheckpoint": "checkpointing",
+    "StepCheckpoint": "checkpoints.callback",
 }
 
 __all__ = list(_PUBLIC)
@@ -28,10 +28,10 @@ def __getattr__(name: str) -> Any:
 
 
 if TYPE_CHECKING:
-    from mofi_lightning.training.callbacks import RetrievalValidation as RetrievalValidation
-    from mofi_lightning.training.callbacks import RunSummary as RunSummary
-    from mofi_lightning.training.checkpointing import StepCheckpoint as StepCheckpoint
+    from mofi_lightning.training.checkpoints.callback import StepCheckpoint as StepCheckpoint
     from mofi_lightning.training.module import PretrainingModule as PretrainingModule
-    from mofi_lightning.training.optimization import Optimization as Optimization
+    from mofi_lightning.training.monitoring.callbacks import RetrievalValidation as RetrievalValidation
+    from mofi_lightning.training.monitoring.callbacks import RunSummary as RunSummary
+    from mofi_lightning.training.optimization.config import Optimization as Optimization
     from mofi_lightning.training.single_process import SingleProcessStrategy as SingleProcessStrategy
     from mofi_lightning.training.strategy import ShardedStrategy as ShardedStrategy

@@ -16,14 +16,14 @@ from lightning.pytorch.cli import LightningCLI
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
-from mofi_lightning.training.callbacks import RetrievalValidation  # noqa: F401
-from mofi_lightning.training.checkpoint_folders import refuse_branching
-from mofi_lightning.training.checkpointing import (
+from mofi_lightning.training.checkpoints.callback import (
     is_exported,
     latest_checkpoint,
     refuse_earlier_run,
     step_of,
 )
+from mofi_lightning.training.checkpoints.folders import refuse_branching
+from mofi_lightning.training.checkpoints.mismatch import explain_mismatch
 from mofi_lightning.training.defaults import (
     cap_workers,
     default_callbacks,
@@ -35,8 +35,8 @@ from mofi_lightning.training.defaults import (
     share_cores,
 )
 from mofi_lightning.training.endings import tidy
-from mofi_lightning.training.mismatch import explain_mismatch
 from mofi_lightning.training.module import PretrainingModule
+from mofi_lightning.training.monitoring.callbacks import RetrievalValidation  # noqa: F401
 from mofi_lightning.training.options import name_torch_optimizers, refuse_unknown_sections, usage
 from mofi_lightning.training.single_process import SingleProcessStrategy
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded

@@ -16,8 +16,8 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.utilities import rank_zero_only
 
-from mofi_lightning.training.callbacks import RunSummary, StepProgressBar
-from mofi_lightning.training.checkpointing import StepCheckpoint
+from mofi_lightning.training.checkpoints.callback import StepCheckpoint
+from mofi_lightning.training.monitoring.callbacks import RunSummary, StepProgressBar
 from mofi_lightning.training.signals import StopAtSignal
 from mofi_lightning.types import InputError
 

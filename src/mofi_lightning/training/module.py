@@ -18,16 +18,16 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
-from mofi_lightning.training.averaging import ValidateAverage, WeightAverage
+from mofi_lightning.training.checkpoints.export import export_model
 from mofi_lightning.training.description import describe, entities, refuse_another, refuse_other_entities
-from mofi_lightning.training.export import export_model
-from mofi_lightning.training.gradients import Gradients
-from mofi_lightning.training.layer_decay import block_depths
-from mofi_lightning.training.optimization import Optimization
+from mofi_lightning.training.monitoring.step_metrics import StepMetrics
+from mofi_lightning.training.optimization.averaging import ValidateAverage, WeightAverage
+from mofi_lightning.training.optimization.config import Optimization
+from mofi_lightning.training.optimization.gradients import Gradients
+from mofi_lightning.training.optimization.layer_decay import block_depths
+from mofi_lightning.training.optimization.skipping import BatchStatistics, SkippedSteps
 from mofi_lightning.training.requirements import check_requirements
-from mofi_lightning.training.skipping import BatchStatistics, SkippedSteps
 from mofi_lightning.training.slicing import encode_in_slices, refuse_batch_statistics
-from mofi_lightning.training.step_metrics import StepMetrics
 from mofi_lightning.training.strategy import ShardedStrategy, refuse_what_trains_wrong
 from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec

@@ -24,8 +24,8 @@ from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from mofi_lightning.distributed import world_size
-from mofi_lightning.training.checkpoint_folders import checkpoint_path
-from mofi_lightning.training.checkpointing import StepCheckpoint
+from mofi_lightning.training.checkpoints.callback import StepCheckpoint
+from mofi_lightning.training.checkpoints.folders import checkpoint_path
 
 _TWICE = 1.0  # seconds; a launcher and the terminal may both pass on the same Ctrl-C
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
-from mofi_lightning.training.checkpoint_strategy import FolderCheckpoints
+from mofi_lightning.training.checkpoints.strategy import FolderCheckpoints
 
 
 class SingleProcessStrategy(FolderCheckpoints, SingleDeviceStrategy):

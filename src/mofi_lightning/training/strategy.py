@@ -10,7 +10,7 @@ from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStra
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
-from mofi_lightning.training.checkpoint_strategy import FolderCheckpoints
+from mofi_lightning.training.checkpoints.strategy import FolderCheckpoints
 from mofi_lightning.types import InputError
 
 

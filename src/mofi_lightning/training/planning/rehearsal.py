@@ -18,8 +18,8 @@ from torch.utils._pytree import tree_leaves
 from mofi_lightning.distributed.parallelize import shard
 from mofi_lightning.encoders.tokenizer import Tokenizer
 from mofi_lightning.objectives import EntitySoftmax
-from mofi_lightning.training.averaging import WeightAverage
 from mofi_lightning.training.module import PretrainingModule
+from mofi_lightning.training.optimization.averaging import WeightAverage
 from mofi_lightning.training.planning.live_bytes import GRADIENTS, local
 from mofi_lightning.training.planning.weightless import Weightless, drop_memory
 from mofi_lightning.types import Batch, InputError, Tokens, Vocabulary

@@ -27,7 +27,7 @@ from mofi_lightning.encoders.checkpoint_format import (
     read_index,
     read_meta,
 )
-from mofi_lightning.training.checkpoint_folders import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.types import InputError
 
 _RANK = re.compile(r"__(\d+)_\d+\.distcp$")

@@ -14,7 +14,7 @@ from torch.distributed.checkpoint.metadata import TensorStorageMetadata
 
 from mofi_lightning.encoders.checkpoint_format import STATE, load_tensors, read_index, read_meta, read_rows
 from mofi_lightning.progress import track
-from mofi_lightning.training.checkpoint_inspection import find
+from mofi_lightning.training.checkpoints.inspection import find
 from mofi_lightning.types import InputError
 
 # what only a run that goes on would need

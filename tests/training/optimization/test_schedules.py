@@ -13,7 +13,7 @@ from transformers import (
 )
 
 from mofi_lightning.training import Optimization
-from mofi_lightning.training.schedules import StepSchedule
+from mofi_lightning.training.optimization.schedules import StepSchedule
 from mofi_lightning.types import InputError
 
 LR, WARMUP, STEPS = 0.3, 5, 40

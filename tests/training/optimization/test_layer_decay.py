@@ -7,7 +7,7 @@ from timm.optim import param_groups_layer_decay
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from mofi_lightning.training.layer_decay import block_depths
+from mofi_lightning.training.optimization.layer_decay import block_depths
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from mofi_lightning.distributed import rank
-from mofi_lightning.training.step_metrics import StepMetrics
+from mofi_lightning.training.monitoring.step_metrics import StepMetrics
 
 _SEED = 5
 

@@ -21,9 +21,9 @@ from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.checkpoint_format import is_complete, load_tensors
 from mofi_lightning.training import StepCheckpoint
-from mofi_lightning.training.checkpoint_folders import remove_superseded
-from mofi_lightning.training.checkpoint_writing import CheckpointWriter
-from mofi_lightning.training.checkpointing import latest_checkpoint
+from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import remove_superseded
+from mofi_lightning.training.checkpoints.writing import CheckpointWriter
 from mofi_lightning.types import InputError
 
 META = {"dual_encoder": {"config": {}}}
@@ -191,7 +191,7 @@ def fill_disk(root: Path, first: int, last: int, where: int, every: int) -> dict
     said: list[str] = []
     handler = logging.Handler()
     handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
-    logger = logging.getLogger("mofi_lightning.training.checkpointing")
+    logger = logging.getLogger("mofi_lightning.training.checkpoints.callback")
     logger.addHandler(handler)
     disk, error = SmallDisk(first, last, where), ""
     try:

@@ -17,9 +17,9 @@ from tests.training.runs import train_mofi
 
 from mofi_lightning import cli, load
 from mofi_lightning.encoders import checkpoint
-from mofi_lightning.training.checkpoint_inspection import describe
-from mofi_lightning.training.checkpoint_writing import CheckpointWriter
-from mofi_lightning.training.consolidation import write_one_file
+from mofi_lightning.training.checkpoints.consolidation import write_one_file
+from mofi_lightning.training.checkpoints.inspection import describe
+from mofi_lightning.training.checkpoints.writing import CheckpointWriter
 
 
 class Run(NamedTuple):

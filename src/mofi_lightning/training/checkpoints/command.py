@@ -17,7 +17,7 @@ def inspect(path: Path) -> None:
     Raises:
         InputError: nothing is there, it is none of these, it is damaged, or it cannot be read safely.
     """
-    from mofi_lightning.training.checkpoint_inspection import describe, print_description
+    from mofi_lightning.training.checkpoints.inspection import describe, print_description
 
     print_description(describe(path))
 
@@ -36,6 +36,6 @@ def consolidate(path: Path, output: Path) -> None:
     Raises:
         InputError: `output` exists, or `path` is no complete checkpoint folder or cannot be read safely.
     """
-    from mofi_lightning.training.consolidation import write_one_file
+    from mofi_lightning.training.checkpoints.consolidation import write_one_file
 
     write_one_file(path, output)

@@ -11,7 +11,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor
 
 from mofi_lightning.distributed import rank, world_size
-from mofi_lightning.training.gradients import Gradients
+from mofi_lightning.training.optimization.gradients import Gradients
 
 LOSS = torch.tensor(1.0, dtype=torch.float64)
 

@@ -16,7 +16,7 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.trainer.states import TrainerFn
 
 from mofi_lightning.encoders.checkpoint import is_complete
-from mofi_lightning.training.checkpoint_folders import (
+from mofi_lightning.training.checkpoints.folders import (
     SCORE,
     checkpoint_path,
     is_exported,
@@ -26,7 +26,7 @@ from mofi_lightning.training.checkpoint_folders import (
     remove_superseded,
     step_of,
 )
-from mofi_lightning.training.checkpoint_strategy import Background, FolderCheckpoints
+from mofi_lightning.training.checkpoints.strategy import Background, FolderCheckpoints
 from mofi_lightning.types import InputError
 
 __all__ = ["StepCheckpoint", "is_exported", "latest_checkpoint", "refuse_earlier_run", "step_of"]

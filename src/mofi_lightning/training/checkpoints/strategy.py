@@ -28,7 +28,7 @@ from mofi_lightning.encoders.checkpoint_format import (
     read_index,
     read_meta,
 )
-from mofi_lightning.training.checkpoint_writing import CheckpointWriter, Finished
+from mofi_lightning.training.checkpoints.writing import CheckpointWriter, Finished
 from mofi_lightning.types import InputError
 
 Groups = list[dict[str, Any]]

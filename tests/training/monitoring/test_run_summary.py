@@ -12,7 +12,7 @@ from tests.training.runs import module, trainer
 
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import RunSummary, StepCheckpoint
-from mofi_lightning.training.peak_rates import peak_rate
+from mofi_lightning.training.monitoring.peak_rates import peak_rate
 from mofi_lightning.training.planning.flops import image_flops, text_flops
 from mofi_lightning.types import InputError
 
@@ -106,7 +106,7 @@ def test_what_is_logged_at_the_interval_is_what_training_took(tmp_path):
 
 def test_checkpoints_and_validation_are_left_out_of_the_times(tmp_path, monkeypatch):
     clock, summary = Clock(), RunSummary()
-    monkeypatch.setattr("mofi_lightning.training.run_summary.time", clock)
+    monkeypatch.setattr("mofi_lightning.training.monitoring.run_summary.time", clock)
 
     class TimedData(SyntheticDataModule):
         def global_batch(self, step):
@@ -122,7 +122,7 @@ def test_checkpoints_and_validation_are_left_out_of_the_times(tmp_path, monkeypa
 
 def test_data_wait_is_all_that_lies_between_steps(tmp_path, monkeypatch):
     clock, summary = Clock(), RunSummary()
-    monkeypatch.setattr("mofi_lightning.training.run_summary.time", clock)
+    monkeypatch.setattr("mofi_lightning.training.monitoring.run_summary.time", clock)
 
     class Other(Callback):
         def on_train_batch_end(self, *_):

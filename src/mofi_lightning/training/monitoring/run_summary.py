@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from mofi_lightning.training.checkpointing import StepCheckpoint
-from mofi_lightning.training.peak_rates import peak_rate
+from mofi_lightning.training.checkpoints.callback import StepCheckpoint
+from mofi_lightning.training.monitoring.peak_rates import peak_rate
 from mofi_lightning.training.planning.flops import image_flops, text_flops
 from mofi_lightning.types import Batch, InputError
 

@@ -13,7 +13,7 @@ from tests.training.runs import ENCODER, trainer
 from mofi_lightning.objectives import MOFI
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule
-from mofi_lightning.training.callbacks import StepProgressBar
+from mofi_lightning.training.monitoring.callbacks import StepProgressBar
 from mofi_lightning.types import ObjectiveOutput
 
 _OPTIMIZATION = Optimization(lr=1e-3, warmup_steps=4)

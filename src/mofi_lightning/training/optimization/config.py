@@ -10,9 +10,9 @@ from typing import Any
 from torch import nn
 from torch.optim import Optimizer
 
-from mofi_lightning.training.optimizers import adamw, checked, keep_settings
+from mofi_lightning.training.optimization.optimizers import adamw, checked, keep_settings
+from mofi_lightning.training.optimization.schedules import Schedule, StepSchedule, check_schedule, lr_factor
 from mofi_lightning.training.patterns import matching
-from mofi_lightning.training.schedules import Schedule, StepSchedule, check_schedule, lr_factor
 from mofi_lightning.types import InputError
 
 _BETAS, _EPS = (0.9, 0.98), 1e-8  # CLIP's for ViTs, but for eps (1e-6)
