@@ -358,7 +358,7 @@ SGD = ["--model.optimization.optimizer", "torch.optim.SGD", "--model.optimizatio
 
 @pytest.fixture
 def synthetic(monkeypatch) -> list[str]:
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     return ["--config", "configs/fit/synthetic.yaml", "--trainer.accelerator", "cpu"]
 
 

@@ -202,7 +202,7 @@ def test_running_statistics_forget_a_batch_that_is_skipped():
 
 
 def test_a_run_that_diverges_ends_with_one_line_and_exit_code_2(tmp_path, capsys, monkeypatch):
-    monkeypatch.chdir(Path(__file__).parents[2])
+    monkeypatch.chdir(Path(__file__).parents[3])
     words = ["--config", "configs/fit/synthetic.yaml", "--trainer.accelerator", "cpu"]
     words += ["--trainer.max_steps", "40", "--trainer.default_root_dir", str(tmp_path)]
     words += ["--model.optimization.lr", "1e30", "--model.max_skipped_steps", "1"]
