@@ -125,7 +125,7 @@ def tensors(path: Path) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("every", [2, 1000])  # the best one is saved at its step anyway, or for its own sake
 def test_the_best_checkpoint_is_kept_and_resumes_to_the_bit(tmp_path, every):
     def callbacks() -> list[Any]:
-        return [Scores([0.1, 0.5, 0.3]), StepCheckpoint(every, monitor="val/score")]
+        return [Scores([0.1, 0.5, 0.3]), StepCheckpoint(every, monitor="val/score", mode="max")]
 
     validate = {"val_check_interval": 2}
     whole = train(tmp_path, callbacks=callbacks(), **validate)
@@ -148,7 +148,7 @@ def test_a_resumed_run_knows_how_good_the_best_one_was(tmp_path):
     for score, name in ((0.8, "step=00000002.ckpt"), (0.95, "step=00000006.ckpt")):
         scores[2] = score
         shutil.rmtree(tmp_path / "checkpoints/step=00000006.ckpt", ignore_errors=True)
-        callbacks = [Scores(scores), StepCheckpoint(1000, keep_last=3, monitor="val/score")]
+        callbacks = [Scores(scores), StepCheckpoint(1000, keep_last=3, monitor="val/score", mode="max")]
         train(tmp_path, resume=tmp_path / "checkpoints/step=00000004.ckpt", callbacks=callbacks, **validate)
         assert [path.name for path in best.glob("step*")] == [name]
 
@@ -178,7 +178,7 @@ def test_a_checkpoint_of_weights_only_is_loaded_and_not_resumed(tmp_path):
 
 def test_a_monitored_value_that_nothing_logs_is_refused(tmp_path):
     with pytest.raises(InputError, match=r"'val/map', which validation does not log; it logs val/"):
-        train(tmp_path, callbacks=[StepCheckpoint(monitor="val/map")], val_check_interval=2)
+        train(tmp_path, callbacks=[StepCheckpoint(monitor="val/map", mode="max")], val_check_interval=2)
 
 
 def test_one_file_is_not_resumed_but_loaded(tmp_path):

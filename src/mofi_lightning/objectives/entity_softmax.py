@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.tensor import DTensor, Shard
 
 from mofi_lightning.distributed import (
@@ -107,8 +107,7 @@ class EntitySoftmax(Objective):
         self.register_buffer("second_moment", torch.zeros(len(own), sub_centers))
         self.register_buffer("draws", torch.zeros(1, dtype=torch.int64))
         self._pending: tuple[Tensor | None, Tensor] | None = None  # the step's local ids and rows
-        self._updated = torch.zeros((), dtype=torch.int64)  # how many of this rank's entities were
-        self.register_load_state_dict_post_hook(_count_updated)
+        self._updated: Tensor | None = None  # how many of this rank's entities were; counted when needed
 
     def forward(self, embeddings: Embeddings, batch: Batch) -> ObjectiveOutput:
         """Loss of the batch; logs the accuracy without margin among the step's classes.
@@ -131,6 +130,8 @@ class EntitySoftmax(Objective):
         # every rank holds all rows of the batch here, so these means are global already
         count = max(len(labels), 1)
         part = world_size() / self.num_classes  # of an own entity in the mean over ranks
+        if self._updated is None:
+            self._updated = _num_updated(_local(self.second_moment), None)
         logs = {
             "accuracy": correct.sum() / count,
             "classes": losses.new_full((), len(rows) * part),
@@ -150,7 +151,6 @@ class EntitySoftmax(Objective):
             local = local.to(mesh.device_type)
             local = DTensor.from_local(local, mesh, [Shard(0)], run_check=False, shape=size, stride=stride)
             setattr(self, name, local)
-        self.count_updated()
 
     @torch.no_grad()
     def after_optimizer_step(self, lr_factor: float) -> None:
@@ -162,12 +162,8 @@ class EntitySoftmax(Objective):
             table, second_moment = _local(self.table), _local(self.second_moment)
             before = _num_updated(second_moment, ids)
             row_wise_adagrad_(table, second_moment, ids, rows.grad, self.learning_rate * lr_factor)
-            self._updated = self._updated + (_num_updated(second_moment, ids) - before)
-
-    @torch.no_grad()
-    def count_updated(self) -> None:
-        """Count anew how many rows have been updated, where something else than a step set their moment."""
-        self._updated = _num_updated(_local(self.second_moment), None)
+            if self._updated is not None:
+                self._updated = self._updated + (_num_updated(second_moment, ids) - before)
 
     def own_rows(self) -> range:
         """The entities whose rows this rank holds."""
@@ -222,11 +218,6 @@ def _check(margin: float, scale: float, form: str, sub_centers: int, num_sampled
 def _num_updated(second_moment: Tensor, ids: Tensor | None) -> Tensor:
     rows = second_moment if ids is None else second_moment.index_select(0, ids)
     return rows.any(1).sum()
-
-
-def _count_updated(objective: nn.Module, incompatible_keys: object) -> None:
-    assert isinstance(objective, EntitySoftmax)
-    objective.count_updated()
 
 
 def _local(tensor: Tensor) -> Tensor:

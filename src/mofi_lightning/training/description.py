@@ -30,6 +30,28 @@ def describe(module: PretrainingModule, vocabulary: EntityVocabulary | None) -> 
     }
 
 
+def headline(module: PretrainingModule) -> str:
+    """What is about to be trained and how, in one line; `lr` are the peak rates."""
+    trainer, model = module.trainer, module.model
+    parameters = [p for part in (model, module.objective) for p in part.parameters() if p.requires_grad]
+    optimizer = trainer.optimizers[0]
+    rates = sorted({group.get("initial_lr", group["lr"]) for group in optimizer.param_groups})
+    rate = f"lr {rates[-1]:g}"
+    if len(rates) > 1:
+        rate = f"{len(rates)} rates, lr {rates[0]:.2g} to {rates[-1]:g}"
+    copies = getattr(trainer.strategy, "replicas", 1)
+    processes = trainer.world_size
+    spread = "1 process" if processes == 1 else f"{processes} processes, copies: {copies}"
+    encoders = f"{model.config.image}{'' if model.text is None else ' and a text tower'}"
+    objective = type(module.objective).__name__.removeprefix("FSDP")
+    number = sum(parameter.numel() for parameter in parameters)
+    return (
+        f"training {encoders} with {objective}: {number / 1e6:,.2f} M parameters, {spread}, "
+        f"{trainer.precision}, {type(optimizer).__name__} ({rate}), "
+        f"to step {trainer.max_steps:,} in {trainer.default_root_dir}"
+    )
+
+
 def entities(vocabulary: EntityVocabulary | None) -> dict[str, Any]:
     """How many there are, and which, in plain values."""
     return {"entities": len(vocabulary or ()), "fingerprint": _fingerprint(vocabulary)}

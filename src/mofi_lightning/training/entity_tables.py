@@ -116,7 +116,6 @@ def _move(path: Path, source: str, table: EntitySoftmax, position: Tensor) -> No
             target = position[first : first + len(rows)] - own.start
             held = (target >= 0) & (target < len(own))
             buffer[target[held]] = rows[held].to(buffer)
-    table.count_updated()
 
 
 def _moved(table: EntitySoftmax, position: Tensor) -> str:

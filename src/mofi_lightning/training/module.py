@@ -19,7 +19,13 @@ from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.training.checkpoints.export import export_model
-from mofi_lightning.training.description import describe, entities, refuse_another, refuse_other_entities
+from mofi_lightning.training.description import (
+    describe,
+    entities,
+    headline,
+    refuse_another,
+    refuse_other_entities,
+)
 from mofi_lightning.training.monitoring.step_metrics import StepMetrics
 from mofi_lightning.training.optimization.averaging import ValidateAverage, WeightAverage
 from mofi_lightning.training.optimization.config import Optimization
@@ -231,6 +237,8 @@ class PretrainingModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         """Log the means since the last time, at the steps that reach the logger."""
+        if self.skipped.too_many:  # a checkpoint has been written, if the run writes any
+            self.skipped.end_the_run()
         interval: int = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         if interval and self.global_step % interval == 0:
             norms = {**self.gradients.norms, "total": self.gradients.total}
@@ -343,6 +351,7 @@ class PretrainingModule(LightningModule):
 
     def on_train_start(self) -> None:
         """Keep the vocabulary beside the checkpoints: without it a table's rows mean nothing."""
+        self._say(headline(self))
         vocabulary = self._data().vocabulary
         if vocabulary is not None and self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)

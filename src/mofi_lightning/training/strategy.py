@@ -135,6 +135,6 @@ def require_sharded(strategy: Strategy | str | None) -> None:
         name = strategy if isinstance(strategy, str) else type(strategy).__name__
         raise InputError(
             f"trainer.strategy {name!r} would train a wrong entity table; leave it out (ShardedStrategy is "
-            "used) or, for whole copies of the parameters as under DDP, set --trainer.strategy.replicate to "
-            "the number of processes"
+            "used) or, for whole copies of the parameters as under DDP, add "
+            "--config configs/strategy/replicated.yaml (--trainer.strategy.replicate world)"
         )

@@ -48,7 +48,7 @@ class StepCheckpoint(ModelCheckpoint):
         keep_last: how many of the newest are kept.
         monitor: a logged value, such as val/map, whose best checkpoint so far is kept in `checkpoints/best`;
             looked at after each validation.
-        mode: whether the largest or the smallest value is the best.
+        mode: whether the largest ('max') or the smallest ('min') value is the best; goes with `monitor`.
 
     Attributes:
         seconds: that training stood still for checkpoints, in this process.
@@ -59,8 +59,13 @@ class StepCheckpoint(ModelCheckpoint):
         every_n_steps: int = 1000,
         keep_last: int = 1,
         monitor: str | None = None,
-        mode: Literal["min", "max"] = "max",
+        mode: Literal["min", "max"] | None = None,
     ) -> None:
+        if (monitor is None) != (mode is None):
+            raise InputError(
+                f"StepCheckpoint.monitor is {monitor!r} and its mode {mode!r}; give both, mode min for a "
+                "loss and max for an mAP, or neither"
+            )
         for name, value in (("every_n_steps", every_n_steps), ("keep_last", keep_last)):
             if value < 1:
                 raise InputError(f"StepCheckpoint.{name} is {value}; give a positive number")
@@ -68,7 +73,7 @@ class StepCheckpoint(ModelCheckpoint):
             filename="{step:08d}",
             every_n_train_steps=every_n_steps,
             monitor=monitor,
-            mode=mode,
+            mode=mode or "min",
             save_on_train_epoch_end=False,
             enable_version_counter=False,
         )
@@ -109,7 +114,7 @@ class StepCheckpoint(ModelCheckpoint):
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         """Save when it is time, and at the last step."""
         step = trainer.global_step
-        if step == trainer.max_steps:
+        if step == trainer.max_steps or trainer.lightning_module.skipped.too_many:  # type: ignore[union-attr]
             self.save_now(trainer)
         elif step % self.every_n_steps == 0 and self._may_save(trainer):
             self._save(trainer, checkpoint_path(self._folder, step), background=True)

@@ -47,6 +47,11 @@ def _difference(checkpoint: Path, module: LightningModule) -> str | None:
     for name in own:
         if name in saved and own[name] != saved[name]:
             return f"{name} is {list(saved[name])} there and {list(own[name])} here"
+    averages = [{n for n in names if n.startswith("average.")} for names in (saved, own)]
+    if averages[0] and not averages[1]:
+        return "it was written with model.ema_decay, which this run leaves out"
+    if averages[1] and not averages[0]:
+        return "it was written without model.ema_decay, which this run has"
     for name in own:
         if name not in saved:
             return f"it has no {name} {list(own[name])}"

@@ -102,7 +102,7 @@ class FolderCheckpoints(Strategy):
                         f"optimizer {type(inner).__name__} keeps a {key!r} of another shape than the "
                         "parameter's, which several processes cannot save; use another, or one process"
                     )
-        return {"state": state, "groups": self._groups(inner)}
+        return {"class": type(inner).__name__, "state": state, "groups": self._groups(inner)}
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None
@@ -162,6 +162,12 @@ class FolderCheckpoints(Strategy):
         self._load(path, wanted)
         if self.optimizers:
             for optimizer, state, rest in zip(self.optimizers, states_of, meta[OPTIMIZERS], strict=True):
+                if rest["class"] != type(optimizer).__name__:
+                    raise InputError(
+                        f"checkpoint {path} was written with optimizer {rest['class']}, this run has "
+                        f"{type(optimizer).__name__}; go on with the same, or start from its weights with "
+                        "model.init_from"
+                    )
                 self._restore(optimizer, state, rest)
         return meta
 
@@ -254,5 +260,7 @@ def _split(checkpoint: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, 
                     tensors[f"optimizer_{number}.state.{name}.{key}"] = value
                 else:
                     values.setdefault(name, {})[key] = value
-        meta[OPTIMIZERS].append({"groups": optimizer["groups"], "values": values})
+        meta[OPTIMIZERS].append(
+            {"class": optimizer["class"], "groups": optimizer["groups"], "values": values}
+        )
     return tensors, meta

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -31,27 +31,35 @@ class SkippedSteps:
         self.count = 0
         self._in_a_row = 0
         self._last_good = 0
+        self._step = 0
 
     def record(self, step: int, finite: bool) -> None:
-        """Note the outcome of `step`, counted from 1.
-
-        Raises:
-            InputError: too many steps in a row.
-        """
+        """Note the outcome of `step`, counted from 1."""
+        self._step = step
         if finite:
             self._last_good, self._in_a_row = step, 0
-            return
-        self.count += 1
-        self._in_a_row += 1
-        if self._in_a_row > self.most:
-            good = (
-                f"the last good step was {self._last_good}" if self._last_good else "no step before was good"
-            )
-            raise InputError(
-                f"loss or gradient was not finite at step {step}, the {self._in_a_row}. in a row "
-                f"(model.max_skipped_steps is {self.most}); {good}, and the weights are as it left them. "
-                "Lower model.optimization.lr, clip gradients (trainer.gradient_clip_val) or look at the data"
-            )
+        else:
+            self.count += 1
+            self._in_a_row += 1
+
+    @property
+    def too_many(self) -> bool:
+        """Whether more than `most` steps in a row were skipped, up to the last one."""
+        return self._in_a_row > self.most
+
+    def end_the_run(self) -> NoReturn:
+        """Say that there were too many.
+
+        Raises:
+            InputError: always.
+        """
+        good = f"the last good step was {self._last_good}" if self._last_good else "no step before was good"
+        raise InputError(
+            f"loss or gradient was not finite at step {self._step} and in all of the {self._in_a_row} steps "
+            f"up to it (model.max_skipped_steps is {self.most}); {good}, and the weights are as it left "
+            "them. Lower model.optimization.lr, clip gradients (trainer.gradient_clip_val) or look at "
+            "the data"
+        )
 
     def state_dict(self) -> dict[str, int]:
         """The counts, for a checkpoint."""
