@@ -102,6 +102,7 @@ class PretrainingModule(LightningModule):
         self.compile_blocks = compile_blocks
         self.ema_decay = ema_decay
         self.metrics = StepMetrics()
+        self.measured: dict[str, float] = {}  # of the run, by callbacks, to be logged with the steps' metrics
         self.skipped = SkippedSteps(max_skipped_steps)
         self.stop_requested = False  # of this rank, by a signal
         self._entities: dict[str, Any] | None = None  # that the objective was built for
@@ -246,8 +247,13 @@ class PretrainingModule(LightningModule):
             factor = self.optimization.lr_factor(self.global_step - 1, self.trainer.max_steps)
             values["lr"] = self.optimization.lr * factor
             values["skipped_steps"] = float(self.skipped.count)
-            for name, value in values.items():
-                self.log(f"train/{name}", value, prog_bar=name == "loss", batch_size=len(batch["image"]))
+            self._log({f"train/{name}": value for name, value in (values | self.measured).items()})
+
+    def _log(self, values: dict[str, float]) -> None:
+        """Hand `values` to loggers and callbacks; each `self.log` would cost as much as all of them here."""
+        self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
+        for logger in self.trainer.loggers:
+            logger.log_metrics(values, step=self.global_step - 1)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Loss of held-out rows; where they have no labels, only of the parts that need none."""

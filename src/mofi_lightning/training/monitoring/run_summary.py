@@ -98,7 +98,7 @@ class RunSummary(Callback):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Count the step; log at the trainer's interval."""
+        """Count the step; hand speed and memory to the module, which logs them, at the trainer's interval."""
         now = time.perf_counter()
         seconds, waited, images, tokens = self.totals
         rows = len(batch["image"]) * trainer.world_size
@@ -164,9 +164,7 @@ class RunSummary(Callback):
             "memory_gb": self._take_memory(module.device),
             "mfu": self._mfu(trainer, module, window),
         }
-        for name, value in values.items():
-            if value is not None:
-                module.log(f"train/{name}", value)
+        module.measured = {name: value for name, value in values.items() if value is not None}
 
     def _take_memory(self, device: torch.device) -> float | None:
         """GB (1e9 bytes) now, or on a GPU the most since the last call; None where it cannot be told."""
