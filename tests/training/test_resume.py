@@ -15,6 +15,7 @@ from tests.training.resuming import STEPS, Scores, model, train
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.training import Optimization, StepCheckpoint
 from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.mismatch import explain_mismatch
 from mofi_lightning.types import InputError
 
 
@@ -174,6 +175,41 @@ def test_a_checkpoint_of_weights_only_is_loaded_and_not_resumed(tmp_path):
         train(tmp_path / "again", resume=tmp_path / "mine.ckpt")
     checkpoint.check_resumable(tmp_path / "mine.ckpt", training=False)
     assert len(checkpoint.read(tmp_path / "mine.ckpt").weights) > 10
+
+
+def test_a_monitored_value_needs_to_be_told_which_way_is_better():
+    for options in ({"monitor": "val/loss"}, {"mode": "min"}):
+        with pytest.raises(InputError, match="give both, mode min for a loss"):
+            StepCheckpoint(**options)
+
+
+def test_another_optimizer_or_average_than_the_checkpoints_is_refused_by_name(tmp_path):
+    train(tmp_path, stop=3)
+    saved = newest(tmp_path)
+    other = model(functools.partial(torch.optim.SGD, momentum=0.9))
+    with pytest.raises(
+        InputError, match=r"written with optimizer AdamW, this run has SGD; .*model.init_from"
+    ):
+        train(tmp_path / "a", resume=saved, module=other)
+    plain = model(ema_decay=None)
+    with (
+        pytest.raises(InputError, match=r"it was written with model.ema_decay, which this run leaves out"),
+        explain_mismatch(saved, plain),
+    ):
+        train(tmp_path / "b", resume=saved, module=plain)
+
+
+def test_coverage_goes_on_after_a_resume(tmp_path):
+    def covered(root: Path, resume: Path | None, stop: int = 0) -> float:
+        trained = model()
+        train(root, resume=resume, stop=stop, module=trained)
+        objective = trained.objective.objectives["entity"]
+        found = int(objective._updated) / objective.num_classes
+        assert found == pytest.approx((objective.second_moment > 0).any(1).double().mean().item())
+        return found
+
+    first = covered(tmp_path, None, stop=3)
+    assert 0 < first < covered(tmp_path, newest(tmp_path)) <= 1
 
 
 def test_a_monitored_value_that_nothing_logs_is_refused(tmp_path):

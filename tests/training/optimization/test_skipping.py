@@ -149,16 +149,16 @@ def said_after(root: str, on_rank: int) -> str:
 def test_too_many_in_a_row_end_the_run_on_all_ranks_and_its_checkpoint_is_good(pool, tmp_path, ranks):
     for said in pool(ranks, said_after, str(tmp_path), ranks - 1):
         assert said.startswith(
-            "loss or gradient was not finite at step 6, the 3. in a row (model.max_skipped_steps is 2); "
-            "the last good step was 3, and the weights are as it left them"
+            "loss or gradient was not finite at step 6 and in all of the 3 steps up to it "
+            "(model.max_skipped_steps is 2); the last good step was 3, and the weights are as it left them"
         )
         assert "\n" not in said
     newest = latest_checkpoint(tmp_path)
-    assert newest is not None and newest.name == "step=00000003.ckpt"
+    assert newest is not None and newest.name == "step=00000006.ckpt"  # not that of the interval
     model = module((), most=2)
     run = trainer(tmp_path / "resumed", 8)
     run.fit(model, datamodule=data(), ckpt_path=str(newest), weights_only=True)
-    assert run.global_step == 8 and model.skipped.count == 2
+    assert run.global_step == 8 and model.skipped.count == 5
     assert all(value.isfinite().all() for value in model.state_dict().values())
 
 
@@ -173,17 +173,22 @@ def test_a_resumed_run_counts_on():
     for counts in (whole_run, resumed):
         counts.record(6, False)
         assert counts.count == 4
+        assert not counts.too_many
+        counts.record(7, False)
+        assert counts.too_many
         with pytest.raises(
-            InputError, match=r"at step 7, the 4\. in a row .* last good step was 3"
+            InputError, match=r"at step 7 and in all of the 4 steps .* last good step was 3"
         ) as caught:
-            counts.record(7, False)
+            counts.end_the_run()
         said.append(str(caught.value))
     assert said[0] == said[1]
 
 
 def test_with_none_allowed_the_first_ends_the_run():
+    none = SkippedSteps(0)
+    none.record(1, False)
     with pytest.raises(InputError, match="no step before was good"):
-        SkippedSteps(0).record(1, False)
+        none.end_the_run()
     with pytest.raises(InputError, match="max_skipped_steps is -1"):
         SkippedSteps(-1)
 

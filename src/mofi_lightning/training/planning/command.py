@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -72,7 +74,8 @@ def plan(options: argparse.Namespace, words: list[str]) -> Plan:
         InputError: the plan cannot be made of what was given.
     """
     cluster = Cluster(options.gpus, options.gpus_per_node, options.gpu_memory, options.tflops, options.mfu)
-    cli = build([*words, *_HERE], run=False)
+    with contextlib.redirect_stdout(io.StringIO()):  # what this machine changes is no matter of the cluster
+        cli = build([*words, *_HERE], run=False)
     module: PretrainingModule = cli.model
     trainer = cli.config_init.trainer
     if str(trainer.precision) not in ("None", "32", "32-true", "bf16-mixed", "bf16"):

@@ -13,7 +13,7 @@ from mofi_lightning.training.planning.rehearsal import Rehearsal, Step
 from mofi_lightning.training.planning.weightless import Weightless, pretended_ranks
 from mofi_lightning.types import InputError, Vocabulary
 
-_FARTHEST = 128  # times the planned batch: larger ones are not looked for, which would take long
+FARTHEST = 128  # times the planned batch: larger ones are not looked for, which would take long
 USABLE = 0.9  # of a GPU's memory: the rest goes to CUDA, NCCL, kernels' workspaces and fragmentation
 
 
@@ -142,7 +142,7 @@ def largest_rows(peak: Callable[[int], int], rows: int, bytes_of_rows: int, budg
     """
     other = max(1, rows // 4) if rows > 1 else 2
     points = {rows: bytes_of_rows, other: peak(other)}
-    most = _FARTHEST * rows
+    most = FARTHEST * rows
     beside = min(_on_line(points, budget), most)
     if beside >= 1 and beside not in points:
         points[beside] = peak(beside)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 from rich.table import Table
 
-from mofi_lightning.training.planning.estimate import USABLE, Plan
+from mofi_lightning.training.planning.estimate import FARTHEST, USABLE, Plan
 
 
 def show(plan: Plan) -> None:
@@ -22,12 +22,21 @@ def summary(plan: Plan) -> list[str]:
     """What decides: whether it fits, what would, how fast it is."""
     cluster, step = plan.cluster, plan.step
     usable = USABLE * cluster.gpu_memory
-    fits = "fits" if plan.peak <= usable * 1e9 else "does NOT fit"
+    fits = plan.peak <= usable * 1e9
     largest = f"{plan.largest_batch:,}" if plan.largest_batch else "none"
+    if plan.largest_batch >= FARTHEST * plan.batch:
+        largest = f"{largest} or more"  # larger ones were not tried
     model = 3 * plan.row_flops * plan.batch / cluster.gpus / 1e12
+    peak = f"{plan.peak / 1e9:.1f} GB" if plan.peak >= 1e8 else f"{plan.peak / 1e6:.2f} MB"
+    way_out = "" if fits else "; less: model.activation_checkpointing, model.encode_slices, more GPUs"
+    copies = ""
+    if plan.replicas > 1:
+        copies = f" ({plan.replicas} copies of the parameters, {cluster.gpus_per_node} GPUs a node)"
     return [
-        f"batch {plan.batch:,} on {cluster.gpus} GPUs: {plan.peak / 1e9:.1f} GB a GPU, {fits} into "
-        f"{usable:.1f} GB ({USABLE:.0%} of {cluster.gpu_memory:g} GB)",
+        f"batch {plan.batch:,} on {cluster.gpus} GPUs{copies}: {peak} a GPU, "
+        f"{'fits' if fits else 'does NOT fit'} into {usable:.1f} GB "
+        f"({USABLE:.0%} of {cluster.gpu_memory:g} GB)"
+        f"{way_out}",
         f"largest global batch that fits: {largest}",
         f"operations a step and GPU: {step.flops / 1e12:.1f} TFLOP, of which {model:.1f} TFLOP are the "
         "encoders' (forward and backward, nothing twice)",
