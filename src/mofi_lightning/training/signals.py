@@ -107,10 +107,8 @@ class StopAtSignal(Callback):
             print(f"stopped by {signum.name} {what}", flush=True)
             if signum == self._requeue:
                 _requeue_job()
-        started_by_lightning = isinstance(
-            trainer.strategy.launcher, _SubprocessScriptLauncher
-        ) and isinstance(trainer._accelerator_connector.cluster_environment, LightningEnvironment)
-        if trainer.global_rank > 0 and started_by_lightning:
+        environment = trainer._accelerator_connector.cluster_environment
+        if trainer.global_rank > 0 and isinstance(environment, LightningEnvironment):
             raise SystemExit(0)  # else rank 0, which has the exit code, would be killed before it ends
         raise SystemExit(128 + signum)
 
