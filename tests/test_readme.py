@@ -56,7 +56,7 @@ EXTRA = {
     "mofi fit --config configs/fit/synthetic.yaml": "--trainer.accelerator cpu",
     "mofi plan": (
         "--gpus 2 --batch 64 --entities 2000 --model.encoder.image mofi/tiny --model.encoder.embed_dim 16 "
-        "--model.encoder.text.width 32 --model.encoder.text.layers 1 --model.encoder.text.heads 2"
+        "--model.encoder.text.width 32 --model.encoder.text.layers 2 --model.encoder.text.heads 2"
     ),
 }
 

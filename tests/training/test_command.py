@@ -208,6 +208,8 @@ def test_a_finished_run_goes_on_with_more_steps_as_if_it_had_had_them(tmp_path, 
     model = tmp_path / "cut" / "model"
     assert capsys.readouterr().out.splitlines() == [
         "no checkpoint yet: training starts at step 0",
+        "training mofi/tiny and a text tower with MOFI: 0.58 M parameters, 1 process, 32-true, "
+        f"AdamW (lr 0.001), to step 2 in {tmp_path}/cut",
         f"model -> {model}",
     ]
     cli.main(fit(tmp_path / "cut", "--trainer.max_steps", "4", *quiet))
