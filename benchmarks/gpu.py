@@ -233,6 +233,10 @@ def main() -> None:
     parser.add_argument("--tiny", action="store_true", help="a small model on the CPU")
     options = parser.parse_args()
     tiny, entities = options.tiny, 2000 if options.tiny else 2_000_000
+    if not tiny and not torch.cuda.is_available():
+        print("there is no GPU here: nothing is measured (--tiny runs a small model on the CPU)")
+        print(json.dumps({"benchmark": "gpu", "figures": {}}))
+        return
     allow_older_torch()
     torch.set_float32_matmul_precision("high")
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and not tiny else "cpu"
@@ -250,6 +254,13 @@ def main() -> None:
         options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps(results, indent=1) + "\n")
         print(json.dumps({key: value for key, value in row.items() if key != "planned"}), flush=True)
+    figures = {
+        f"{row['name'].replace(', ', '_').replace(' ', '_')}_{name}": round(row[name], 4)
+        for row in results["cases"]
+        for name in ("images_per_second", "mfu", "planned_error")
+        if name in row
+    }
+    print(json.dumps({"benchmark": "gpu", "figures": figures}))
 
 
 if __name__ == "__main__":
