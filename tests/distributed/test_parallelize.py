@@ -241,6 +241,7 @@ def test_compiled_encoders_equal_eager_ones_and_compile_for_two_text_lengths_onl
     assert graphs[0] == 2 and graphs[1] <= 3 and len(set(graphs[1:])) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_every_block_is_compiled_where_each_drops_paths_at_its_own_rate(monkeypatch, checkpointing):
     torch._dynamo.reset()

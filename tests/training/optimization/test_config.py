@@ -287,6 +287,7 @@ def trained(root: str, name: str) -> dict[str, Tensor]:
         torch.set_default_dtype(torch.float32)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [*OTHERS])
 def test_every_optimizer_trains_on_two_ranks_what_it_trains_on_one(pool, tmp_path, name):
     one = trained(str(tmp_path / "one"), name)
