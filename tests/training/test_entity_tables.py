@@ -24,8 +24,8 @@ from mofi_lightning.functional import margin_statistics
 from mofi_lightning.objectives import CLIP, MOFI, EntitySoftmax, MultiTask, Objective
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
 from mofi_lightning.training.checkpoints.consolidation import write_one_file
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.entity_tables import grow_tables
 from mofi_lightning.training.warm_start import initialise
 

@@ -14,7 +14,7 @@ from tests.training.recording import Attempt, Record
 
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.writing import write_dataset
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint, step_of
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint, step_of
 
 # a pass takes 4 steps and 4 rows, or 5 steps and 4 rows, so most passes end within a step
 LENGTHS = {"long": 100, "short": 44}

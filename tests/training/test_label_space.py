@@ -26,7 +26,7 @@ from mofi_lightning.evaluation.datasets import open_evaluation_set
 from mofi_lightning.objectives import DeViSE
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 
 DIM = 16
 

@@ -14,7 +14,7 @@ from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives.base import Objective
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.types import Batch, Embeddings, ObjectiveOutput, ObjectiveSpec
 
 

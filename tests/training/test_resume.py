@@ -14,7 +14,7 @@ from tests.training.resuming import STEPS, Scores, model, train
 
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.training import Optimization, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.checkpoints.mismatch import explain_mismatch
 from mofi_lightning.types import InputError
 

@@ -17,7 +17,7 @@ from tests.training.recording import Attempt
 from mofi_lightning import cli
 from mofi_lightning.data.pairs import PairsReader
 from mofi_lightning.data.writing import write_dataset
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint, step_of
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint, step_of
 
 CONFIG = Path(__file__).parents[2] / "configs" / "fit" / "synthetic.yaml"
 

@@ -25,7 +25,7 @@ from mofi_lightning.encoders.teacher import Teacher, TeacherConfig
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule, synthetic_vocabulary
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 
 NO_TABLE = CLIP(ObjectiveSpec(8, 8))

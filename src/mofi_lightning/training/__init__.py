@@ -12,7 +12,7 @@ _PUBLIC = {
     "Optimization": "optimization.config",
     "PretrainingModule": "module",
     "RetrievalValidation": "monitoring.callbacks",
-    "RunSummary": "monitoring.callbacks",
+    "RunSummary": "monitoring.run_summary",
     "ShardedStrategy": "strategy",
     "SingleProcessStrategy": "single_process",
     "StepCheckpoint": "checkpoints.callback",
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from mofi_lightning.training.checkpoints.callback import StepCheckpoint as StepCheckpoint
     from mofi_lightning.training.module import PretrainingModule as PretrainingModule
     from mofi_lightning.training.monitoring.callbacks import RetrievalValidation as RetrievalValidation
-    from mofi_lightning.training.monitoring.callbacks import RunSummary as RunSummary
+    from mofi_lightning.training.monitoring.run_summary import RunSummary as RunSummary
     from mofi_lightning.training.optimization.config import Optimization as Optimization
     from mofi_lightning.training.single_process import SingleProcessStrategy as SingleProcessStrategy
     from mofi_lightning.training.strategy import ShardedStrategy as ShardedStrategy

@@ -16,13 +16,13 @@ from lightning.pytorch.cli import LightningCLI
 from mofi_lightning.data.datamodule import I2EDataModule  # noqa: F401
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.objectives import CLIP, MOFI, DeViSE, EntitySoftmax, MultiTask  # noqa: F401
-from mofi_lightning.training.checkpoints.callback import (
+from mofi_lightning.training.checkpoints.folders import (
     is_exported,
     latest_checkpoint,
+    refuse_branching,
     refuse_earlier_run,
     step_of,
 )
-from mofi_lightning.training.checkpoints.folders import refuse_branching
 from mofi_lightning.training.checkpoints.mismatch import explain_mismatch
 from mofi_lightning.training.defaults import (
     cap_workers,

@@ -17,7 +17,8 @@ from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfi
 from lightning.pytorch.utilities import rank_zero_only
 
 from mofi_lightning.training.checkpoints.callback import StepCheckpoint
-from mofi_lightning.training.monitoring.callbacks import RunSummary, StepProgressBar
+from mofi_lightning.training.monitoring.callbacks import StepProgressBar
+from mofi_lightning.training.monitoring.run_summary import RunSummary
 from mofi_lightning.training.signals import StopAtSignal
 from mofi_lightning.types import InputError
 

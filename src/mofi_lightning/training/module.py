@@ -34,7 +34,11 @@ from mofi_lightning.training.optimization.layer_decay import block_depths
 from mofi_lightning.training.optimization.skipping import BatchStatistics, SkippedSteps
 from mofi_lightning.training.requirements import check_requirements
 from mofi_lightning.training.slicing import encode_in_slices, refuse_batch_statistics
-from mofi_lightning.training.strategy import ShardedStrategy, refuse_what_trains_wrong
+from mofi_lightning.training.strategy import (
+    ShardedStrategy,
+    refuse_unsynchronised_statistics,
+    refuse_what_trains_wrong,
+)
 from mofi_lightning.training.warm_start import freeze, initialise, keep_frozen_in_eval
 from mofi_lightning.types import Batch, Embeddings, InputError, ObjectiveOutput, ObjectiveSpec
 
@@ -134,7 +138,7 @@ class PretrainingModule(LightningModule):
         self.transform_blocks()
         strategy = self.trainer.strategy
         if isinstance(strategy, ShardedStrategy):
-            _refuse_unsynchronised_statistics(self)
+            refuse_unsynchronised_statistics(self)
             bf16 = self.trainer.precision == "bf16-mixed"
             shard(self.towers(), self.objective, strategy.device_mesh, strategy.world_mesh, bf16)
         trained = {name: p for name, p in self.exported_parameters().items() if p.requires_grad}
@@ -355,9 +359,12 @@ class PretrainingModule(LightningModule):
         refuse_another(checkpoint, self, self._data().vocabulary, self.trainer.state.fn == "fit")
         self.skipped.load_state_dict(checkpoint["skipped_steps"])
 
+    def on_fit_start(self) -> None:
+        """Say what is trained, before the progress bar takes the line."""
+        self._say(headline(self))
+
     def on_train_start(self) -> None:
         """Keep the vocabulary beside the checkpoints: without it a table's rows mean nothing."""
-        self._say(headline(self))
         vocabulary = self._data().vocabulary
         if vocabulary is not None and self.trainer.is_global_zero:
             folder = Path(self.trainer.default_root_dir)
@@ -384,13 +391,3 @@ class PretrainingModule(LightningModule):
     def _say(self, message: str) -> None:
         if self.trainer.is_global_zero:
             print(message)
-
-
-def _refuse_unsynchronised_statistics(module: nn.Module) -> None:
-    """Running statistics are buffers, which sharding does not synchronise: ranks would differ in them."""
-    for name, child in module.named_modules():
-        if isinstance(child, nn.modules.batchnorm._BatchNorm) and child.training:
-            raise InputError(
-                f"{name} is a BatchNorm, whose statistics several processes would not share; freeze the "
-                "encoder (model.freeze), choose one without BatchNorm, or train on one process"
-            )

@@ -7,8 +7,10 @@ from typing import Any, Literal
 
 from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy, Strategy
+from torch import nn
 from torch.distributed.constants import default_pg_timeout
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from mofi_lightning.training.checkpoints.strategy import FolderCheckpoints
 from mofi_lightning.types import InputError
@@ -138,3 +140,17 @@ def require_sharded(strategy: Strategy | str | None) -> None:
             "used) or, for whole copies of the parameters as under DDP, add "
             "--config configs/strategy/replicated.yaml (--trainer.strategy.replicate world)"
         )
+
+
+def refuse_unsynchronised_statistics(module: nn.Module) -> None:
+    """Refuse to shard running statistics, which are buffers: nothing synchronises them over the ranks.
+
+    Raises:
+        InputError: a BatchNorm of `module` is in training mode.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, _BatchNorm) and child.training:
+            raise InputError(
+                f"{name} is a BatchNorm, whose statistics several processes would not share; freeze the "
+                "encoder (model.freeze), choose one without BatchNorm, or train on one process"
+            )

@@ -14,7 +14,7 @@ from tests.training.runs import ENCODER, module, train_mofi, trainer
 from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.checkpoints.mismatch import explain_mismatch
 from mofi_lightning.types import InputError
 

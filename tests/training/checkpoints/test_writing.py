@@ -21,8 +21,7 @@ from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.encoders import checkpoint
 from mofi_lightning.encoders.checkpoint_format import is_complete, load_tensors
 from mofi_lightning.training import StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
-from mofi_lightning.training.checkpoints.folders import remove_superseded
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint, remove_superseded
 from mofi_lightning.training.checkpoints.writing import CheckpointWriter
 from mofi_lightning.types import InputError
 

@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from lightning.pytorch import seed_everything
+from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 from tests.training.runs import ENCODER, trainer
 
@@ -77,6 +77,19 @@ def test_a_logger_gets_the_means_since_the_last_time_over_steps_and_ranks(pool, 
         assert min(norms) > 0
         assert float(row["train/contrastive/logit_scale"]) == pytest.approx(1 / 0.07, rel=0.01)
     assert [float(row["train/odd"]) for row in rows] == [1, 4]  # of step 1, and of steps 3 and 5
+
+
+def test_callbacks_can_monitor_what_the_loggers_get(tmp_path):
+    seen = {}
+
+    class Last(Callback):
+        def on_train_end(self, trainer, pl_module):
+            seen.update(trainer.callback_metrics)
+
+    run_with(tmp_path, 6, 3, callbacks=[Last()])
+    last = rows_of(tmp_path)[-1]
+    for name in ("train/loss", "train/lr", "train/grad_norm/total"):
+        assert seen[name].item() == pytest.approx(float(last[name]), rel=1e-6)
 
 
 def test_the_learning_rate_is_that_with_which_the_logged_step_was_taken(tmp_path):

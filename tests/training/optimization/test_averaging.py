@@ -19,7 +19,7 @@ from mofi_lightning.distributed import world_size
 from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.optimization.averaging import WeightAverage
 from mofi_lightning.types import InputError
 

@@ -18,7 +18,7 @@ from torch.distributed.fsdp import fully_shard
 from mofi_lightning import cli
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
-from mofi_lightning.training.checkpoints.callback import latest_checkpoint
+from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 from mofi_lightning.training.command import build as build_command
 from mofi_lightning.types import InputError
 

@@ -19,7 +19,6 @@ from mofi_lightning.encoders.checkpoint import is_complete
 from mofi_lightning.training.checkpoints.folders import (
     SCORE,
     checkpoint_path,
-    is_exported,
     latest_checkpoint,
     refuse_branching,
     refuse_earlier_run,
@@ -28,8 +27,6 @@ from mofi_lightning.training.checkpoints.folders import (
 )
 from mofi_lightning.training.checkpoints.strategy import Background, FolderCheckpoints
 from mofi_lightning.types import InputError
-
-__all__ = ["StepCheckpoint", "is_exported", "latest_checkpoint", "refuse_earlier_run", "step_of"]
 
 _log = logging.getLogger(__name__)
 

@@ -15,10 +15,7 @@ from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.evaluation.datasets import open_evaluation_set
 from mofi_lightning.evaluation.retrieval import retrieval_average_precision
-from mofi_lightning.training.monitoring.run_summary import RunSummary
 from mofi_lightning.types import InputError
-
-__all__ = ["RetrievalValidation", "RunSummary", "StepProgressBar"]
 
 
 class StepProgressBar(TQDMProgressBar):
