@@ -65,8 +65,9 @@ VERBS = {
         "mofi_lightning.training.checkpoints.command:consolidate",
         "turn a checkpoint into one file of weights",
     ),
-    "evaluate": Verb("mofi_lightning.evaluation.command:evaluate", "measure and compare models"),
-    "embed": Verb("mofi_lightning.evaluation.embed:embed", "embed images to parquet"),
+    "evaluate": Verb("mofi_lightning.evaluation.suite.command:evaluate", "measure and compare models"),
+    "evaluate table": Verb("mofi_lightning.evaluation.suite.table:table", "show results as Markdown and CSV"),
+    "embed": Verb("mofi_lightning.evaluation.embedding.command:embed", "embed images to parquet"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
     "new-plugin": Verb(
@@ -123,7 +124,7 @@ def _dispatch(words: list[str]) -> None:
         print(f"mofi_lightning {__version__}")
         return
     group = [verb for verb in VERBS if verb.startswith(f"{words[0]} ")]
-    if group and words[1:] in ([], ["-h"], ["--help"]):
+    if group and words[0] not in VERBS and words[1:] in ([], ["-h"], ["--help"]):
         print(_overview(group))
         return
     name, length = _verb(words)

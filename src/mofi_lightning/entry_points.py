@@ -26,6 +26,7 @@ _BASES = {
     "backbone library": "mofi_lightning.encoders.base:BackboneLibrary",
     "image encoder": "mofi_lightning.encoders.base:ImageEncoder",
     "text encoder": "mofi_lightning.encoders.base:TextEncoder",
+    "evaluation data": "mofi_lightning.evaluation.base:EvaluationData",
     "evaluator": "mofi_lightning.evaluation.base:Evaluator",
 }
 

@@ -140,7 +140,21 @@ class DualEncoder(nn.Module):
         Returns:
             `[B, D]`, L2-normalised, at least fp32.
         """
-        return _normalised(self.image(image).embedding)
+        return self.encode_image_and_features(image)[0]
+
+    def encode_image_and_features(self, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Embed images and keep the image encoder's features, as linear probes want them.
+
+        Args:
+            image: see `encode_image`.
+
+        Returns:
+            The embedding `[B, D]`, L2-normalised, and the features before the projection `[B, F]`, both at
+            least fp32.
+        """
+        output = self.image(image)
+        features = output.features
+        return _normalised(output.embedding), features.to(torch.promote_types(features.dtype, torch.float32))
 
     def encode_text(self, texts: Tokens | Sequence[str]) -> Tensor:
         """Embed texts, given as tokens on the model's device or as strings.

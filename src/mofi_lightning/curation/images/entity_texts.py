@@ -15,7 +15,7 @@ from mofi_lightning.sources.base import Entity
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
-    from mofi_lightning.evaluation.embedding import EmbeddingModel
+    from mofi_lightning.evaluation.embedding.images import EmbeddingModel
 
 # entities whose texts are embedded together: fixed, because padding to the longest text may change roundings
 _BLOCK = 1024
@@ -79,7 +79,7 @@ def entity_vectors(
     Raises:
         InputError: there is no entity, a template is faulty, or the model has no text encoder.
     """
-    from mofi_lightning.evaluation.embedding import embed_texts
+    from mofi_lightning.evaluation.embedding.images import embed_texts
 
     check_templates(templates)
     vectors = []

@@ -16,7 +16,7 @@ from mofi_lightning.curation.images.similarity import Floats, Ints, Moments, one
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from mofi_lightning.evaluation.embedding import EmbeddingModel
+    from mofi_lightning.evaluation.embedding.images import EmbeddingModel
 
 # images a forward pass, and candidates whose vectors are copied at a time
 _BATCH = 256
@@ -197,7 +197,7 @@ def _hash_of_file(data: bytes) -> int:
 def _embed(model: EmbeddingModel, pixels: Sequence[Tensor]) -> NDArray[np.float32]:
     import torch
 
-    from mofi_lightning.evaluation.embedding import device_of
+    from mofi_lightning.evaluation.embedding.images import device_of
 
     with torch.inference_mode(), one_thread():
         embeddings: NDArray[np.float32] = (

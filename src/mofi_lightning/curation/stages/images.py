@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from mofi_lightning.curation.images.scoring import ImageScorer
-    from mofi_lightning.evaluation.embedding import EmbeddingModel
+    from mofi_lightning.evaluation.embedding.images import EmbeddingModel
 
 
 class Block(NamedTuple):
@@ -156,7 +156,7 @@ class ScoreImages:
     def _scorer(self) -> ImageScorer:
         from mofi_lightning.curation.images.scoring import ImageScorer
         from mofi_lightning.data.processes import available_cores
-        from mofi_lightning.evaluation.embedding import device_of
+        from mofi_lightning.evaluation.embedding.images import device_of
 
         if self.scorer is None:
             return ImageScorer(None, np.zeros(0, np.int32), np.zeros((0, 0), np.float32), self.perceptual)

@@ -13,8 +13,8 @@ from mofi_lightning.distributed import gather
 from mofi_lightning.encoders.decoding import decode
 from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.encoders.preprocess import Preprocess
-from mofi_lightning.evaluation.datasets import open_evaluation_set
-from mofi_lightning.evaluation.retrieval import retrieval_average_precision
+from mofi_lightning.evaluation.datasets import at_path
+from mofi_lightning.evaluation.measures.retrieval import retrieval_average_precision
 from mofi_lightning.types import InputError
 
 
@@ -49,7 +49,7 @@ class RetrievalValidation(Callback):
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Find a missing data set before training starts."""
-        self._set = open_evaluation_set(self.data)
+        self._set = at_path(self.data).open()
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Refuse to wait for a validation that never comes."""

@@ -9,7 +9,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mofi_lightning.evaluation.retrieval import retrieval_hits
+from mofi_lightning.evaluation.measures.retrieval import retrieval_hits
 
 
 class ImageTextRecall(NamedTuple):

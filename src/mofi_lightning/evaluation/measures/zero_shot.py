@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from mofi_lightning.evaluation.retrieval import unit
+from mofi_lightning.evaluation.measures.retrieval import unit
 from mofi_lightning.types import InputError
 
 # the bare name, and the most general things one says of an image of something

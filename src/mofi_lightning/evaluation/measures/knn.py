@@ -14,7 +14,7 @@ from torch import Tensor
 from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
-from mofi_lightning.evaluation.retrieval import BLOCK, unit
+from mofi_lightning.evaluation.measures.retrieval import BLOCK, unit
 from mofi_lightning.types import InputError
 
 NEIGHBOURS = (1, 20, 200)

@@ -10,18 +10,20 @@ from itertools import islice
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from rich.progress import track
 from torch import Tensor, nn
 
 from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.encoders.label_space import LabelSpace
-from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.types import InputError
 
 
 class EmbeddingModel(Protocol):
-    """What can be measured: `DualEncoder`, `RawPixels`, or anything of this form.
+    """What can be measured: `DualEncoder`, or anything of this form.
+
+    A model may also have `encode_image_and_features(image)`, which gives `[B, F]` features before the
+    projection too; without it the embedding stands for them. `text` (None where texts cannot be embedded)
+    and `label_space` (maps embeddings to label vectors, or None) are of our models.
 
     Attributes:
         text: its text tower; None if it has none.
@@ -42,23 +44,6 @@ class EmbeddingModel(Protocol):
         """Texts to L2-normalised embeddings `[B, D]`."""
 
 
-class RawPixels:
-    """The floor every encoder must beat: the image at 16 x 16 pixels, minus its mean, as its embedding."""
-
-    preprocess = Preprocess(size=16, resize="squash", interpolation="bilinear")
-    text = None
-    label_space: LabelSpace | None = None
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        """Images `[B, 3, 16, 16]` to `[B, 768]`."""
-        flat = image.flatten(1).float()
-        return F.normalize(flat - flat.mean(dim=1, keepdim=True), dim=1)
-
-    def encode_text(self, texts: Sequence[str]) -> Tensor:
-        """Pixels cannot embed text."""
-        raise InputError("raw pixels have no text tower")
-
-
 @dataclass(frozen=True)
 class EmbeddedImages:
     """Embeddings of N images.
@@ -66,10 +51,12 @@ class EmbeddedImages:
     Attributes:
         embeddings: float32 `[N, D]` on the CPU, in the order of the images; a row of NaN for an image that
             could not be decoded.
+        features: float32 `[N, F]`, before the projection; the embeddings of a model without one.
         failed: row -> why, for these.
     """
 
     embeddings: Tensor
+    features: Tensor
     failed: dict[int, str] = field(default_factory=dict)
 
     @property
@@ -115,7 +102,7 @@ def embed_images(
     total = len(images) if isinstance(images, Sequence) else None
     shown = description is not None and sys.stdout.isatty()
     stream = iter(track(images, description or "", total=total, transient=True) if shown else images)
-    rows: list[Tensor | None] = []
+    rows: list[tuple[Tensor, Tensor] | None] = []
     failed: dict[int, str] = {}
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending = pool.map(prepare, islice(stream, batch_size))
@@ -123,14 +110,25 @@ def embed_images(
             pending = pool.map(prepare, islice(stream, batch_size))
             good = [image for image in prepared if isinstance(image, Tensor)]
             failed |= {len(rows) + i: p for i, p in enumerate(prepared) if isinstance(p, str)}
-            embedded = iter(model.encode_image(torch.stack(good).to(device)).float().cpu() if good else ())
+            embedded = iter(zip(*encode(model, torch.stack(good).to(device)), strict=True) if good else ())
             rows.extend(next(embedded) if isinstance(image, Tensor) else None for image in prepared)
-    width = next((len(row) for row in rows if row is not None), None)
-    if width is None:
+    first = next((row for row in rows if row is not None), None)
+    if first is None:
         why = f"; the first: {failed[0]}" if failed else ""
         raise InputError(f"none of {len(rows)} images could be embedded{why}")
-    missing = torch.full((width,), torch.nan)
-    return EmbeddedImages(torch.stack([missing if row is None else row for row in rows]), failed)
+    missing = tuple(torch.full_like(part, torch.nan) for part in first)
+    embeddings, features = zip(*(missing if row is None else row for row in rows), strict=True)
+    return EmbeddedImages(torch.stack(embeddings), torch.stack(features), failed)
+
+
+def encode(model: EmbeddingModel, image: Tensor) -> tuple[Tensor, Tensor]:
+    """Embeddings `[B, D]` and features `[B, F]` of preprocessed images, fp32 on the CPU."""
+    both = getattr(model, "encode_image_and_features", None)
+    if both is None:
+        embeddings = model.encode_image(image).float().cpu()
+        return embeddings, embeddings
+    embeddings, features = both(image)
+    return embeddings.float().cpu(), features.float().cpu()
 
 
 @torch.inference_mode()

@@ -22,9 +22,9 @@ def embed(model: Path, images: Path, output: Path, batch_size: int = 256, worker
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from mofi_lightning.evaluation.datasets import iterate_images
-    from mofi_lightning.evaluation.embedding import embed_images
-    from mofi_lightning.evaluation.models import PIXELS, parse_model
+    from mofi_lightning.evaluation.datasets.files import iterate_images
+    from mofi_lightning.evaluation.embedding.images import embed_images
+    from mofi_lightning.evaluation.models.words import PIXELS, parse_model
 
     encoder = parse_model(PIXELS if str(model) == PIXELS else f"model={model}").load()
     keys: list[str] = []

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from functools import cache
 from html import escape
 from importlib.resources import files
@@ -16,123 +15,51 @@ from torchvision.io import encode_jpeg
 
 from mofi_lightning.encoders.decoding import decode
 from mofi_lightning.encoders.preprocess import Preprocess
-from mofi_lightning.evaluation.charts import Curve, line_chart, read_curves
-from mofi_lightning.evaluation.datasets import EvaluationSet
-from mofi_lightning.evaluation.embedding import EmbeddedImages
-from mofi_lightning.evaluation.models import NamedModel
-from mofi_lightning.evaluation.retrieval import nearest_neighbours
+from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
+from mofi_lightning.evaluation.report.contents import CURVES, NEIGHBOURS, ModelReport
+from mofi_lightning.evaluation.report.curves import line_chart
 from mofi_lightning.pages import write_page
 from mofi_lightning.types import InputError
 
 TITLES = {
     "map": "mAP",
     "map_with_self": "mAP with self",
-    "knn": "kNN",
-    "zero_shot_top1": "zero-shot top-1",
-    "zero_shot_top5": "zero-shot top-5",
-    "image_text_r1": "image-text R@1",
+    "knn_acc1": "kNN",
+    "acc1": "zero-shot top-1",
+    "acc5": "zero-shot top-5",
+    "image_retrieval_recall@1": "text-to-image R@1",
+    "text_retrieval_recall@1": "image-to-text R@1",
 }
-CURVES = {
-    "val/map": "Retrieval mAP on validation images",
-    "train/loss": "Training loss",
-    "val/loss": "Validation loss",
-}
-
-_NEIGHBOURS = 10
-_QUERIES = 8
-# rows of pictures in all: 80 rows of 11 thumbnails stay under 4 MB
-_ROWS = 80
 _THUMBNAIL = Preprocess(size=64, resize="shortest")
 
 
-@dataclass(frozen=True)
-class ModelReport:
-    """What the report shows of one model.
-
-    Attributes:
-        name: of the model.
-        values: measures by name, standard errors under `{name}_se`.
-        seconds: training time, where it is known.
-        curves: of its training, by column of `metrics.csv`.
-        neighbours: row of a query -> rows of its nearest images, nearest first.
-        failures: number of images left out, by kind of fault.
-    """
-
-    name: str
-    values: dict[str, float]
-    seconds: float | None
-    curves: dict[str, Curve]
-    neighbours: dict[int, list[int]]
-    failures: dict[str, int]
-
-    @classmethod
-    def of(
-        cls,
-        model: NamedModel,
-        values: dict[str, float],
-        embedded: EmbeddedImages,
-        queries: Sequence[int],
-    ) -> ModelReport:
-        """Collect what is shown of `model`, whose embeddings of the evaluation set are `embedded`."""
-        usable = embedded.usable.tolist()
-        shown = [row for row in queries if row not in embedded.failed]
-        near = nearest_neighbours(
-            embedded.embeddings[embedded.usable], [usable.index(row) for row in shown], _NEIGHBOURS
-        )
-        return cls(
-            name=model.name,
-            values=values,
-            seconds=model.training_seconds(),
-            curves=read_curves(model.run, list(CURVES)) if model.run else {},
-            neighbours={
-                row: [usable[n] for n in found] for row, found in zip(shown, near.tolist(), strict=True)
-            },
-            failures=embedded.failures(),
-        )
-
-
-def choose_queries(data: EvaluationSet, models: int) -> list[int]:
-    """Rows of the images that the report uses as queries: one each of entities spread over the whole set.
-
-    Only entities with another image to find; fewer queries the more models there are: the file stays small.
-    """
-    first: dict[str, int] = {}
-    several: dict[str, int] = {}
-    for row, entity in enumerate(data.entities):
-        if entity in first:
-            several[entity] = first[entity]
-        first.setdefault(entity, row)
-    rows = [several[entity] for entity in sorted(several)]
-    number = min(len(rows), _QUERIES, max(1, _ROWS // max(1, models)))
-    return [rows[i * len(rows) // number] for i in range(number)]
-
-
-def write_report(
-    file: Path,
-    data: EvaluationSet,
-    models: Sequence[ModelReport],
-    columns: Sequence[str],
-    curation: Mapping[str, Any],
-) -> None:
+def write_report(file: Path, reports: Sequence[ModelReport], curation: Mapping[str, Any]) -> None:
     """Write the report, whole or not at all.
 
     Args:
         file: of the report.
-        data: what the models were measured on.
-        models: in the order of the table.
-        columns: measures in the table; higher is better for all of them.
+        reports: a model on a data set each.
         curation: contents of `curation.json` files by name.
     """
-    title = f"{len(models)} model{'s' if len(models) != 1 else ''} on {data.name}"
-    sections = [
-        _results(models, columns),
-        _curves(models),
-        *(_funnel(name, content) for name, content in curation.items()),
-        _pictures(data, models),
-    ]
-    about = f"<p>{len(data.keys):,} images of {len(data.classes):,} entities.</p>"
-    style = files("mofi_lightning.evaluation").joinpath("report.css").read_text()
-    write_page(file, title, f"{about}{''.join(sections)}", style)
+    names = list(dict.fromkeys(report.dataset for report in reports))
+    models = list(dict.fromkeys(report.name for report in reports))
+    title = f"{len(models)} model{'s' if len(models) != 1 else ''} on {', '.join(names)}"
+    sections: list[str] = []
+    for name in names:
+        of_data = [report for report in reports if report.dataset == name]
+        data = of_data[0].data
+        columns = list(
+            dict.fromkeys(m for r in of_data for result in r.results.values() for m in result.measures)
+        )
+        sections.append(
+            f"<p>{escape(name)}: {len(data.keys):,} images of {len(data.classes):,} entities.</p>"
+        )
+        sections.append(_results(of_data, columns))
+        sections.append(_pictures(data, of_data))
+    first = [report for report in reports if report.dataset == names[0]]
+    sections += [_curves(first), *(_funnel(name, content) for name, content in curation.items())]
+    style = files("mofi_lightning.evaluation.report").joinpath("report.css").read_text()
+    write_page(file, title, "".join(sections), style)
 
 
 def _results(models: Sequence[ModelReport], columns: Sequence[str]) -> str:
@@ -144,7 +71,7 @@ def _results(models: Sequence[ModelReport], columns: Sequence[str]) -> str:
         value = model.values.get(column)
         if value is None or not math.isfinite(value):
             return "<td>-</td>"
-        error = model.values.get(f"{column}_se")
+        error = model.errors.get(column)
         spread = f"<small>&plusmn;&thinsp;{error:.3f}</small>" if _known(error) else ""
         mark = ' class="best"' if value == best[column] and len(models) > 1 else ""
         return f"<td{mark}>{value:.3f}{spread}</td>"
@@ -216,7 +143,7 @@ def _query(
     def name(row: int) -> str:
         return escape(data.names.get(data.entities[row], data.entities[row]))
 
-    findable = min(_NEIGHBOURS, data.entities.count(data.entities[query]) - 1)
+    findable = min(NEIGHBOURS, data.entities.count(data.entities[query]) - 1)
     rows = []
     for model in models:
         found = model.neighbours.get(query, [])

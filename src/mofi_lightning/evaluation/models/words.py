@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,8 +10,8 @@ from pathlib import Path
 import torch
 
 from mofi_lightning.encoders.dual_encoder import load
-from mofi_lightning.evaluation.cache import hash_files
-from mofi_lightning.evaluation.embedding import EmbeddingModel, RawPixels
+from mofi_lightning.evaluation.embedding.images import EmbeddingModel
+from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
 
 PIXELS = "pixels"
@@ -40,6 +41,11 @@ class NamedModel:
         """Hash of the model's files."""
         return PIXELS if self.path is None else hash_files(self.path)
 
+    @property
+    def origin(self) -> str:
+        """Where it came from, as CLIP_benchmark's `pretrained`."""
+        return PIXELS if self.path is None else str(self.path)
+
     def training_seconds(self) -> float | None:
         """Training time in the run's `summary.json`."""
         summary = self.run / "summary.json" if self.run else None
@@ -56,7 +62,7 @@ def parse_models(words: list[str]) -> list[NamedModel]:
         InputError: no model, a word without `=`, a name twice, nothing at the path.
     """
     if not words:
-        raise InputError(f"no model to evaluate; give --models NAME=PATH ... or {PIXELS}")
+        raise InputError(f"no model to evaluate; give --model NAME=PATH ... or {PIXELS}")
     models = [parse_model(word) for word in words]
     names = [model.name for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
@@ -80,3 +86,14 @@ def parse_model(word: str) -> NamedModel:
     if (path / "model" / "config.json").is_file():
         return NamedModel(name, path / "model", path)
     return NamedModel(name, path, path.parent)
+
+
+def hash_files(path: Path) -> str:
+    """Hash of the content of a file, or of the names and contents of all files below a folder."""
+    digest = hashlib.blake2b(digest_size=16)
+    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
+    for file in files:
+        digest.update(str(file.relative_to(path)).encode() + b"\0")
+        with file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
+    return digest.hexdigest()

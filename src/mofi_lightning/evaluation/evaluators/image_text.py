@@ -1,0 +1,42 @@
+"""Retrieval between images and texts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from mofi_lightning.evaluation.base import Evaluator, Measurement, Scores
+from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
+from mofi_lightning.evaluation.embedding.embedder import Embedder
+from mofi_lightning.evaluation.measures.image_text import image_text_recall
+
+
+class ImageText(Evaluator):
+    """Retrieval between images and the captions of their entities.
+
+    As CLIP_benchmark has it, image retrieval is that of images for a text, text retrieval the reverse.
+
+    Args:
+        k: numbers of results for recall@k.
+    """
+
+    task = "zeroshot_retrieval"
+    measures = ("image_retrieval_recall@1", "text_retrieval_recall@1")
+
+    def __init__(self, k: Sequence[int] = (1, 5, 10)) -> None:
+        self.k = tuple(sorted({1, *k}))
+
+    def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
+        """Measure; skipped without a text tower or captions."""
+        if not embedder.has_text:
+            return Measurement(skipped="the model has no text tower")
+        if not data.captions:
+            return Measurement(skipped="the data has no captions")
+        images = embedder.labelled(data)
+        texts = embedder.texts([text for text, _ in data.captions])
+        text_labels = data.labels([entity for _, entity in data.captions])
+        recall = image_text_recall(images.embeddings, images.labels, texts, text_labels, k=self.k)
+        scores = {}
+        for k in self.k:
+            scores[f"image_retrieval_recall@{k}"] = Scores(recall.text_to_image[k], text_labels, "captions")
+            scores[f"text_retrieval_recall@{k}"] = images.scores(recall.image_to_text[k])
+        return Measurement(scores)

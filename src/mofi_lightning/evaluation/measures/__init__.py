@@ -1,0 +1,1 @@
+"""Pure functions of embeddings and labels, and their torchmetrics classes."""

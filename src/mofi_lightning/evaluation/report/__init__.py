@@ -1,0 +1,1 @@
+"""`report.html`: one file without external resources that compares models in numbers and pictures."""

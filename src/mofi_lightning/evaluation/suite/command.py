@@ -1,0 +1,65 @@
+"""`mofi evaluate`: several models on several labelled sets, as JSON, as tables and as a report to look at."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from mofi_lightning.types import InputError
+
+
+def evaluate(
+    model: list[str] = ["pixels"],  # noqa: B006 (jsonargparse shows it; never changed)
+    suite: list[Path] = [],  # noqa: B006
+    data: list[str] = [],  # noqa: B006
+    output: Path = Path("evaluation"),
+    curation: list[Path] = [],  # noqa: B006
+    workers: int = 2,
+) -> None:
+    """Measure and compare models on labelled images.
+
+    Writes OUTPUT/results (one JSON a model, data set and task), table.md, table.csv and report.html. Embeddings are
+    kept in OUTPUT/cache by content; the same command goes on where it was interrupted and repeats only what is new.
+
+    Args:
+        model: `NAME=PATH` each, PATH a model folder, a checkpoint or a training run's folder; `pixels` is
+            the raw image at 16 x 16.
+        suite: YAML files with data sets and what to measure on them; configs/evaluation holds some.
+        data: data sets with the standard measures: a split of a pairs folder (`pairs/test.parquet`), a GPR1200
+            folder, or a folder with one subfolder a class.
+        output: folder for the results.
+        curation: data sets of `mofi curate` whose counts the report shows: folders, or their curation.json.
+        workers: threads that decode images.
+    """
+    from mofi_lightning.evaluation.models.words import parse_models
+    from mofi_lightning.evaluation.report.page import write_report
+    from mofi_lightning.evaluation.report.contents import ModelReport
+    from mofi_lightning.evaluation.suite.running import run_suite
+    from mofi_lightning.evaluation.suite.suite import load_suites
+    from mofi_lightning.evaluation.suite.table import ResultTable, write_tables
+
+    named = parse_models(model)
+    counts = [path / "curation.json" if path.is_dir() else path for path in curation]
+    funnels = {file.resolve().parent.name: _read_json(file) for file in counts}
+    reports: list[ModelReport] = []
+    for evaluated in run_suite(named, load_suites(suite, data), output, workers):
+        reports.append(ModelReport.of(evaluated))
+        failures = evaluated.embedded.failures()
+        if failures:
+            kinds = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
+            print(f"{evaluated.model.name} on {evaluated.dataset}: images left out: {kinds}")
+    rows = ResultTable.of([result for report in reports for result in report.results.values()])
+    write_tables(output, rows)
+    write_report(output / "report.html", reports, funnels)
+    print(rows.markdown(), end="")
+    print(f"{output / 'report.html'} compares them")
+
+
+def _read_json(file: Path) -> Any:
+    try:
+        return json.loads(file.read_text())
+    except FileNotFoundError as error:
+        raise InputError(f"no curation report at {file}; `mofi curate` writes curation.json") from error
+    except ValueError as error:
+        raise InputError(f"{file} is no JSON: {error}") from error

@@ -1,0 +1,178 @@
+"""Results on disk: one JSON a model, data set and task, with the scores of its queries beside it.
+
+`FOLDER/results/MODEL/DATASET/TASK.json` has CLIP_benchmark's keys (`dataset`, `model`, `pretrained`, `task`,
+`metrics`) and ours; `TASK.safetensors` has the value of each query, which paired tests between models need.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mofi_lightning.evaluation.base import Measurement, Scores
+from mofi_lightning.evaluation.measures.confidence import bootstrap_interval, mean_and_error
+from mofi_lightning.types import InputError
+
+RESULTS = "results"
+
+
+@dataclass(frozen=True)
+class Result:
+    """What is recorded of one model, data set and task.
+
+    Attributes:
+        model: name of the model.
+        dataset: name of the data set.
+        task: of the evaluator.
+        measures: of `metrics`, those that tables show, the primary one first.
+        metrics: all numbers by name; None for one that is not defined.
+        errors: standard error over clusters, of the metrics that are means of scores.
+        intervals: 95 % bootstrap intervals over clusters, of the same.
+        notes: what a reader of the numbers must know.
+        skipped: why nothing was measured.
+        pretrained: where the model came from.
+        counts: images, classes, and images left out by kind of fault.
+        settings: of evaluator and data, hashes of the model's files and the data's content.
+        settings_hash: of `settings` and `versions`; equal hashes give equal numbers.
+        versions: of the libraries that made the numbers.
+        training_seconds: of the model, where its run recorded them.
+    """
+
+    model: str
+    dataset: str
+    task: str
+    measures: tuple[str, ...]
+    metrics: dict[str, float | None]
+    errors: dict[str, float]
+    intervals: dict[str, tuple[float, float]]
+    notes: tuple[str, ...]
+    skipped: str
+    pretrained: str
+    counts: dict[str, int]
+    settings: dict[str, Any]
+    settings_hash: str
+    versions: dict[str, str]
+    training_seconds: float | None = None
+    scores: Mapping[str, Scores] = field(default_factory=dict, repr=False, compare=False)
+
+
+def summarise(measurement: Measurement) -> dict[str, Any]:
+    """The fields of a `Result` that follow from a measurement."""
+    errors, intervals = {}, {}
+    for name, scores in measurement.scores.items():
+        error = mean_and_error(scores.values, scores.clusters)[1]
+        if math.isfinite(error):
+            errors[name] = error
+            intervals[name] = tuple(bootstrap_interval(scores.values, scores.clusters))
+    metrics = {k: v if math.isfinite(v) else None for k, v in measurement.metrics().items()}
+    return {
+        "metrics": metrics,
+        "errors": errors,
+        "intervals": intervals,
+        "notes": measurement.notes,
+        "skipped": measurement.skipped,
+        "scores": measurement.scores,
+    }
+
+
+def hash_settings(settings: Mapping[str, Any], versions: Mapping[str, str]) -> str:
+    """Hash of what a result depends on."""
+    text = json.dumps([settings, versions], sort_keys=True, default=str)
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def result_file(folder: Path, model: str, dataset: str, task: str) -> Path:
+    """Where the result of a model, data set and task is."""
+    return folder / RESULTS / file_name(model) / file_name(dataset) / f"{task}.json"
+
+
+def file_name(name: str) -> str:
+    """`name` as a file's name: what file systems do not take becomes `_`; no two become the same."""
+    plain = re.sub(r"[^\w.+=-]", "_", name).lstrip(".") or "_"
+    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+
+
+def write_result(folder: Path, result: Result) -> None:
+    """Write the scores, then the JSON, each whole or not at all."""
+    file = result_file(folder, result.model, result.dataset, result.task)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    vectors = file.with_suffix(".safetensors")
+    vectors.unlink(missing_ok=True)
+    if result.scores:
+        tensors: dict[str, Tensor] = {}
+        over: dict[str, str] = {}
+        for name, scores in result.scores.items():
+            tensors[f"{name}.values"] = scores.values.contiguous()
+            tensors[f"{name}.clusters"] = scores.clusters.clone()
+            over[name] = scores.over
+        save_file(tensors, f"{vectors}.partial", metadata=over)
+        os.replace(f"{vectors}.partial", vectors)
+    content = asdict(Result(**{**vars(result), "scores": {}}))
+    content.pop("scores")
+    partial = file.with_suffix(".partial")
+    partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
+    os.replace(partial, file)
+
+
+def read_result(file: Path) -> Result:
+    """Read what `write_result` wrote.
+
+    Raises:
+        InputError: the file is not one of these, or is damaged.
+    """
+    try:
+        content = json.loads(file.read_text())
+        for name in ("measures", "notes"):
+            content[name] = tuple(content[name])
+        content["intervals"] = {name: tuple(pair) for name, pair in content["intervals"].items()}
+        scores = _read_scores(file.with_suffix(".safetensors")) if content["errors"] else {}
+        return Result(**content, scores=scores)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
+        raise InputError(
+            f"{file} is no result of `mofi evaluate` ({error}); delete it, and it is made anew"
+        ) from error
+
+
+def _read_scores(file: Path) -> dict[str, Scores]:
+    scores = {}
+    with safe_open(file, "pt") as stored:
+        for name, over in stored.metadata().items():
+            values, clusters = stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.clusters")
+            scores[name] = Scores(values, clusters, over)
+    return scores
+
+
+def read_results(folder: Path) -> list[Result]:
+    """All results below the folder of an evaluation, sorted by data set, model, task.
+
+    Raises:
+        InputError: there are none, or one is damaged.
+    """
+    found = [read_result(file) for file in _files(folder)]
+    if not found:
+        raise InputError(f"{folder} holds no results; `mofi evaluate --output {folder}` writes them")
+    return sorted(found, key=lambda result: (result.dataset, result.model, result.task))
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    return (folder / RESULTS).glob("*/*/*.json")
+
+
+def versions() -> dict[str, str]:
+    """Versions of the libraries that a result can depend on."""
+    from importlib.metadata import version
+
+    names = ("mofi-lightning", "torch", "torchvision", "timm", "transformers")
+    return {name: torch.__version__ if name == "torch" else version(name) for name in names}

@@ -1,0 +1,85 @@
+"""What is measured on what: the tasks of a suite, read from YAML."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from mofi_lightning.evaluation.base import EvaluationData, Evaluator
+from mofi_lightning.evaluation.datasets import at_path
+from mofi_lightning.evaluation.evaluators import standard_evaluators
+from mofi_lightning.types import InputError
+
+
+@dataclass(frozen=True)
+class Task:
+    """One data set and what is measured on it.
+
+    Attributes:
+        data: the data set.
+        evaluators: what to measure; the standard ones if empty.
+    """
+
+    data: EvaluationData
+    evaluators: list[Evaluator] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Suite:
+    """Several tasks.
+
+    Attributes:
+        tasks: by the name under which tables and files show the data set.
+        macro: also show the mean over the data sets of each measure, as VTAB does.
+    """
+
+    tasks: dict[str, Task]
+    macro: bool = False
+
+
+def load_suites(files: Sequence[Path], paths: Sequence[str]) -> Suite:
+    """The tasks of all `files` together, and one with the standard evaluators for each of `paths`.
+
+    Raises:
+        InputError: no task, a name twice, or a file that is no suite.
+    """
+    tasks: dict[str, Task] = {}
+    macro = False
+    for file in files:
+        suite = _parse(file)
+        macro |= suite.macro
+        for name, task in suite.tasks.items():
+            if name in tasks:
+                raise InputError(f"two data sets are called {name!r}, the second in {file}; rename one")
+            tasks[name] = task
+    for path in paths:
+        data = at_path(path)
+        name = data.open().name
+        if name in tasks:
+            raise InputError(f"two data sets are called {name!r}; name them in a suite's YAML")
+        tasks[name] = Task(data)
+    if not tasks:
+        raise InputError(
+            "nothing to evaluate on; give --suite configs/evaluation/standard.yaml or --data pairs/test.parquet"
+        )
+    return Suite({name: _complete(task) for name, task in tasks.items()}, macro)
+
+
+def _complete(task: Task) -> Task:
+    return Task(task.data, task.evaluators or standard_evaluators())
+
+
+def _parse(file: Path) -> Suite:
+    from jsonargparse import ArgumentParser
+
+    if not file.is_file():
+        raise InputError(f"no suite at {file}; configs/evaluation holds some")
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(Suite)
+    try:
+        return Suite(**parser.instantiate_classes(parser.parse_path(str(file))).as_dict())
+    except InputError:
+        raise
+    except Exception as error:  # of YAML, of types, of what is named in it
+        raise InputError(f"{file} is no suite: {' '.join(str(error).split())}") from error
