@@ -34,7 +34,8 @@ class Scores:
     """What a measure gives each query; the measure's value is the mean over those that are not NaN.
 
     Attributes:
-        values: float64 `[Q]`, on the CPU; NaN for a query that the measure does not define or that was left out.
+        values: float64 `[Q]`, on the CPU; NaN for a query for which the measure is not defined or that was
+            left out.
         clusters: int64 `[Q]`, 0 or more: queries of one cluster (images of one entity) are not independent.
         over: what the queries are; rows of the set's images, or of its captions.
     """

@@ -8,10 +8,11 @@ from mofi_lightning.cli import main
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.encoders.tokenizer import Tokenizer
-from mofi_lightning.evaluation import embedding
+from mofi_lightning.evaluation.embedding import images as embedding
+from mofi_lightning.evaluation.suite.results import read_results
 
-COLUMNS = [
-    "model", "map", "map_with_self", "knn", "zero_shot_top1", "zero_shot_top5", "image_text_r1", "seconds",
+MEASURES = [
+    "map", "map_with_self", "knn_acc1", "acc1", "acc5", "image_retrieval_recall@1", "text_retrieval_recall@1",
 ]  # fmt: skip
 
 
@@ -27,63 +28,102 @@ def run(tmp_path_factory) -> Path:
     return folder
 
 
-def test_evaluate_compares_models_and_a_second_run_embeds_nothing(
+def _evaluate(*words) -> None:
+    main(["evaluate", *map(str, words)])
+
+
+def test_evaluate_compares_models_and_a_second_run_makes_nothing_again(
     tmp_path, emoji_slice, run, capsys, monkeypatch
 ):
-    words = [
-        "evaluate",
-        str(emoji_slice / "test.parquet"),
-        str(tmp_path),
-        "--models",
-        "pixels",
-        f"clip={run}",
-    ]
-    main(words)
-    rows = json.loads((tmp_path / "results.json").read_text())
-    assert [list(row) for row in rows] == [COLUMNS, COLUMNS]
-    assert [row["model"] for row in rows] == ["pixels", "clip"]
-    assert rows[0]["zero_shot_top1"] is rows[0]["image_text_r1"] is rows[0]["seconds"] is None
-    assert rows[1]["seconds"] == 12.5
-    assert all(0 <= rows[1][column] <= 1 for column in COLUMNS[1:-1])
-    details = json.loads((tmp_path / "details.json").read_text())
-    assert details["models"]["clip"]["map_se"] > 0
+    words = ("--model", "pixels", f"clip={run}", "--data", emoji_slice / "test.parquet", "--output", tmp_path)
+    _evaluate(*words)
+    results = {(r.model, r.task): r for r in read_results(tmp_path)}
+    assert {model for model, _ in results} == {"pixels", "clip"}
+    assert "no text tower" in results["pixels", "zeroshot_classification"].skipped
+    retrieval = results["clip", "retrieval"]
+    assert retrieval.training_seconds == 12.5
+    low, high = retrieval.intervals["map"]
+    assert low < retrieval.metrics["map"] < high
+    assert retrieval.pretrained == str(run / "model")
+    printed = capsys.readouterr().out
+    assert printed.startswith("| data set")
+    assert (tmp_path / "table.md").read_text() in printed
+    table = (tmp_path / "table.csv").read_text()
+    assert set(MEASURES) <= set(table.splitlines()[0].split(","))
     assert "Retrieval mAP on validation images" in (tmp_path / "report.html").read_text()
-    head = capsys.readouterr().out.splitlines()[0].split()
-    assert (
-        " ".join(head) == "model mAP mAP with self kNN zero-shot top-1 zero-shot top-5 image-text R@1 seconds"
-    )
 
+    files = {file: file.stat().st_mtime_ns for file in (tmp_path / "results").rglob("*")}
     monkeypatch.setattr(embedding, "decode", None)  # whatever would be embedded again would fail
-    main(words)
-    assert json.loads((tmp_path / "results.json").read_text()) == rows
+    _evaluate(*words)
+    assert {file: file.stat().st_mtime_ns for file in (tmp_path / "results").rglob("*")} == files
+    assert (tmp_path / "table.csv").read_text() == table
+
+    main(["evaluate", "table", str(tmp_path)])
+    assert (tmp_path / "table.csv").read_text().splitlines()[0].split(",")[:2] == ["dataset", "model"]
+
+
+def test_another_setting_measures_again_without_embedding(tmp_path, emoji_slice, monkeypatch):
+    suite = tmp_path / "suite.yaml"
+
+    def measure(k: int) -> dict[str, float | None]:
+        suite.write_text(
+            "tasks: {emoji: {data: {class_path: PairsFile, init_args: {path: "
+            f"{emoji_slice / 'test.parquet'}}}}}, evaluators: [{{class_path: Retrieval, init_args: {{k: [{k}]}}}}]}}}}"
+        )
+        _evaluate("--suite", suite, "--output", tmp_path / "out")
+        (result,) = read_results(tmp_path / "out")
+        return result.metrics
+
+    assert "recall@3" in measure(3)
+    monkeypatch.setattr(embedding, "decode", None)
+    assert "recall@4" in measure(4)
 
 
 @pytest.mark.parametrize(
-    ("models", "message"),
+    ("words", "message"),
     [
-        (["clip"], "model 'clip' is neither NAME=PATH nor pixels"),
-        (["a=/nowhere"], "model 'a': nothing is at /nowhere"),
-        (["pixels", "pixels"], "two models are called 'pixels'"),
+        (["--model", "a=/nowhere", "--data", "DATA"], "/nowhere"),
+        (["--model", "pixels", "pixels", "--data", "DATA"], "two models are called 'pixels'"),
+        (["--model", "pixels"], "nothing to evaluate on; give --data pairs/test.parquet"),
+        (["--data", "/nowhere"], "/nowhere"),
+        (["--suite", "/nowhere.yaml"], "no suite at /nowhere.yaml"),
     ],
 )
-def test_models_that_cannot_be_used_end_with_one_line(tmp_path, emoji_slice, capsys, models, message):
+def test_what_cannot_be_evaluated_ends_with_one_line(tmp_path, emoji_slice, capsys, words, message):
+    words = [str(emoji_slice / "test.parquet") if word == "DATA" else word for word in words]
     with pytest.raises(SystemExit) as ended:
-        main(["evaluate", str(emoji_slice / "test.parquet"), str(tmp_path), "--models", *models])
+        _evaluate(*words, "--output", tmp_path)
     assert ended.value.code == 2
     error = capsys.readouterr().err
     assert message in error
     assert error.count("\n") == 1
 
 
-def test_the_standard_configuration_gives_the_default_measures(tmp_path, emoji_slice):
-    data, config = (
-        emoji_slice / "test.parquet",
-        Path(__file__).parents[2] / "configs" / "evaluation" / "standard.yaml",
+def test_a_missing_data_set_of_a_suite_is_refused_or_left_out(tmp_path, emoji_slice, capsys):
+    suite = tmp_path / "suite.yaml"
+    suite.write_text(
+        json.dumps(
+            {
+                "tasks": {
+                    "here": {
+                        "data": {
+                            "class_path": "PairsFile",
+                            "init_args": {"path": str(emoji_slice / "test.parquet")},
+                        },
+                        "evaluators": [{"class_path": "Retrieval"}],
+                    },
+                    "gone": {"data": {"class_path": "GPR1200", "init_args": {"path": "/nowhere"}}},
+                }
+            }
+        )
     )
-    main(["evaluate", str(data), str(tmp_path / "config"), "--config", str(config)])
-    main(["evaluate", str(data), str(tmp_path / "default")])
-    read = [json.loads((tmp_path / name / "details.json").read_text()) for name in ("config", "default")]
-    assert read[0] == read[1]
+    with pytest.raises(SystemExit):
+        _evaluate("--suite", suite, "--output", tmp_path / "out")
+    assert "'gone': GPR1200 is not at /nowhere" in (error := capsys.readouterr().err)
+    assert "--skip_missing true" in error
+    assert not (tmp_path / "out").exists()
+    _evaluate("--suite", suite, "--output", tmp_path / "out", "--skip_missing", "true")
+    assert [result.dataset for result in read_results(tmp_path / "out")] == ["here"]
 
 
 def test_the_counts_of_a_data_set_are_taken_from_its_folder_or_file(tmp_path, emoji_slice):
@@ -91,7 +131,6 @@ def test_the_counts_of_a_data_set_are_taken_from_its_folder_or_file(tmp_path, em
     file.parent.mkdir()
     file.write_text('{"steps": [{"step": "linked", "labels": 1234}]}')
     for given in (file, file.parent):
-        words = [str(emoji_slice / "test.parquet"), str(tmp_path / "out"), "--curation", str(given)]
-        main(["evaluate", *words])
-        counts = json.loads((tmp_path / "out" / "curation.json").read_text())
-        assert counts["i2e"]["steps"][0]["labels"] == 1234
+        _evaluate("--data", emoji_slice / "test.parquet", "--output", tmp_path / "out", "--curation", given)
+        assert "1,234" in (tmp_path / "out" / "report.html").read_text()
+        (tmp_path / "out" / "report.html").unlink()

@@ -15,27 +15,30 @@ def evaluate(
     data: list[str] = [],  # noqa: B006
     output: Path = Path("evaluation"),
     curation: list[Path] = [],  # noqa: B006
+    skip_missing: bool = False,
     workers: int = 2,
 ) -> None:
     """Measure and compare models on labelled images.
 
-    Writes OUTPUT/results (one JSON a model, data set and task), table.md, table.csv and report.html. Embeddings are
-    kept in OUTPUT/cache by content; the same command goes on where it was interrupted and repeats only what is new.
+    Writes OUTPUT/results (one JSON a model, data set and task), table.md, table.csv and report.html.
+    Embeddings are kept in OUTPUT/cache by content: the same command goes on where it was interrupted and
+    repeats only what is new.
 
     Args:
         model: `NAME=PATH` each, PATH a model folder, a checkpoint or a training run's folder; `pixels` is
             the raw image at 16 x 16.
         suite: YAML files with data sets and what to measure on them; configs/evaluation holds some.
-        data: data sets with the standard measures: a split of a pairs folder (`pairs/test.parquet`), a GPR1200
-            folder, or a folder with one subfolder a class.
+        data: data sets to measure in the standard way: a split of a pairs folder (`pairs/test.parquet`), a
+            GPR1200 folder, a folder with one subfolder a class.
         output: folder for the results.
         curation: data sets of `mofi curate` whose counts the report shows: folders, or their curation.json.
+        skip_missing: leave out data sets of a suite that are not there, with a warning.
         workers: threads that decode images.
     """
     from mofi_lightning.evaluation.models.words import parse_models
-    from mofi_lightning.evaluation.report.page import write_report
     from mofi_lightning.evaluation.report.contents import ModelReport
-    from mofi_lightning.evaluation.suite.running import run_suite
+    from mofi_lightning.evaluation.report.page import write_report
+    from mofi_lightning.evaluation.suite.running import SuiteRun
     from mofi_lightning.evaluation.suite.suite import load_suites
     from mofi_lightning.evaluation.suite.table import ResultTable, write_tables
 
@@ -43,17 +46,22 @@ def evaluate(
     counts = [path / "curation.json" if path.is_dir() else path for path in curation]
     funnels = {file.resolve().parent.name: _read_json(file) for file in counts}
     reports: list[ModelReport] = []
-    for evaluated in run_suite(named, load_suites(suite, data), output, workers):
+    run = SuiteRun(named, load_suites(suite, data), output, workers, skip_missing)
+    for evaluated in run:
         reports.append(ModelReport.of(evaluated))
         failures = evaluated.embedded.failures()
         if failures:
             kinds = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
             print(f"{evaluated.model.name} on {evaluated.dataset}: images left out: {kinds}")
+    if not reports:
+        raise InputError(f"nothing could be measured: {run.failures[0]}")
     rows = ResultTable.of([result for report in reports for result in report.results.values()])
     write_tables(output, rows)
     write_report(output / "report.html", reports, funnels)
     print(rows.markdown(), end="")
     print(f"{output / 'report.html'} compares them")
+    if run.failures:
+        raise InputError(f"{len(run.failures)} of the evaluations failed, the first: {run.failures[0]}")
 
 
 def _read_json(file: Path) -> Any:

@@ -1,4 +1,4 @@
-"""Run a suite: each model on each data set, each result written as soon as it is known and never made twice."""
+"""Run a suite: each model on each data set; a result is written at once and never made twice."""
 
 from __future__ import annotations
 
@@ -46,31 +46,77 @@ class Evaluated:
     results: dict[str, Result]
 
 
-def run_suite(
-    models: Sequence[NamedModel], suite: Suite, output: Path, workers: int = 2
-) -> Iterator[Evaluated]:
-    """Measure every model on every data set of `suite`.
+class SuiteRun:
+    """Every model on every data set of a suite, one `Evaluated` at a time.
 
-    Embeddings are kept in `output/cache`, results in `output/results`. A result whose settings, data, model and
-    library versions are unchanged is read, not made again.
+    Embeddings are kept in `output/cache`, results in `output/results`. A result whose settings, data, model
+    and library versions are unchanged is read, not made again.
+
+    Args:
+        models: what is measured.
+        suite: on what, and how.
+        output: folder for the results.
+        workers: threads that decode images.
+        skip_missing: leave out data sets that cannot be opened, with a warning.
+
+    Attributes:
+        failures: what could not be measured and why, a line each; the rest goes on.
 
     Raises:
-        InputError: a data set is missing, or a model or data set cannot be measured.
+        InputError: a data set cannot be opened.
     """
-    opened = {name: task.data.open() for name, task in suite.tasks.items()}
-    for name, data in opened.items():
-        for note in data.notes:
+
+    def __init__(
+        self,
+        models: Sequence[NamedModel],
+        suite: Suite,
+        output: Path,
+        workers: int = 2,
+        skip_missing: bool = False,
+    ) -> None:
+        self.models = models
+        self.suite = suite
+        self.output = output
+        self.workers = workers
+        self.failures: list[str] = []
+        self._data = _open_all(suite, skip_missing)
+
+    def __iter__(self) -> Iterator[Evaluated]:
+        for model in self.models:
+            model_hash = model.content_hash()
+            embedder = Embedder(
+                model.load(), self.output / "cache", model_hash, self.workers, description=model.name
+            )
+            for name, data in self._data.items():
+                try:
+                    results = {
+                        evaluator.task: _result(
+                            model, model_hash, embedder, name, data, evaluator, self.output
+                        )
+                        for evaluator in self.suite.tasks[name].evaluators
+                    }
+                    yield Evaluated(model, name, data, embedder.images(data), results)
+                except InputError as error:
+                    self.failures.append(f"{model.name} on {name}: {error}")
+                    _log.error("%s", self.failures[-1])
+
+
+def _open_all(suite: Suite, skip_missing: bool) -> dict[str, EvaluationSet]:
+    opened: dict[str, EvaluationSet] = {}
+    for name, task in suite.tasks.items():
+        try:
+            opened[name] = task.data.open()
+        except InputError as error:
+            if not skip_missing:
+                others = "; --skip_missing true leaves it out" if len(suite.tasks) > 1 else ""
+                raise InputError(f"data set {name!r}: {error}{others}") from error
+            _log.warning("data set %r is left out: %s", name, error)
+            continue
+        for note in opened[name].notes:
             _log.warning("%s: %s", name, note)
-    for model in models:
-        model_hash = model.content_hash()
-        embedder = Embedder(model.load(), output / "cache", model_hash, workers, description=model.name)
-        for name, task in suite.tasks.items():
-            data = opened[name]
-            results = {
-                evaluator.task: _result(model, model_hash, embedder, name, data, evaluator, output)
-                for evaluator in task.evaluators
-            }
-            yield Evaluated(model, name, data, embedder.images(data), results)
+    if not opened:
+        raise InputError(f"none of the {len(suite.tasks)} data sets can be opened; the lines above say why")
+    return opened
 
 
 def _result(

@@ -61,7 +61,8 @@ def load_suites(files: Sequence[Path], paths: Sequence[str]) -> Suite:
         tasks[name] = Task(data)
     if not tasks:
         raise InputError(
-            "nothing to evaluate on; give --suite configs/evaluation/standard.yaml or --data pairs/test.parquet"
+            "nothing to evaluate on; give --data pairs/test.parquet or "
+            "--suite configs/evaluation/standard.yaml"
         )
     return Suite({name: _complete(task) for name, task in tasks.items()}, macro)
 

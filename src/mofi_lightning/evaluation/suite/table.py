@@ -1,4 +1,4 @@
-"""Results as tables: for a terminal, as Markdown, as CSV."""
+"""Results as tables: as Markdown, which also reads well in a terminal, and as CSV."""
 
 from __future__ import annotations
 
@@ -9,6 +9,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mofi_lightning.evaluation.suite.results import Result, read_results
+
+# data set of the rows of means; no data set can be called so: it would end up in a file of another name
+MEAN = "mean of the data sets"
+
+_Row = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -21,26 +26,43 @@ class ResultTable:
     """
 
     columns: list[str]
-    rows: list[tuple[str, str, dict[str, float | None]]]
+    rows: list[tuple[str, str, _Row]]
 
     @classmethod
     def of(cls, results: Sequence[Result]) -> ResultTable:
-        """Rows in the order in which data sets and models first occur."""
+        """Rows in the order in which data sets and models first occur, then the means over the data sets.
+
+        The mean of a measure is over the data sets for which any model has it; a model that lacks one of them
+        has no mean.
+        """
         columns = list(dict.fromkeys(name for result in results for name in result.measures))
-        values: dict[tuple[str, str], dict[str, float | None]] = {}
+        cells: dict[tuple[str, str], _Row] = {}
         for result in results:
-            row = values.setdefault((result.dataset, result.model), {})
+            row = cells.setdefault((result.dataset, result.model), {})
             row |= {name: result.metrics.get(name) for name in result.measures}
-        return cls(columns, [(dataset, model, row) for (dataset, model), row in values.items()])
+        datasets = list(dict.fromkeys(dataset for dataset, _ in cells))
+        models = list(dict.fromkeys(model for _, model in cells))
+        rows = [(d, m, cells[d, m]) for d in datasets for m in models if (d, m) in cells]
+        if len(datasets) > 1:
+            rows += [(MEAN, model, _means(cells, columns, datasets, model)) for model in models]
+        return cls(columns, rows)
 
     def markdown(self) -> str:
-        """As a Markdown table."""
-        lines = [["data set", "model", *self.columns], ["---", "---", *["---:"] * len(self.columns)]]
+        """As an aligned Markdown table."""
+        lines = [["data set", "model", *self.columns]]
         for dataset, model, row in self.rows:
-            lines.append([dataset, model, *(self._cell(row.get(name)) for name in self.columns)])
-        return (
-            "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
-            + "\n"
+            lines.append([_plain(dataset), _plain(model), *(_cell(row.get(name)) for name in self.columns)])
+        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+        rule = ["-" * width if number < 2 else "-" * (width - 1) + ":" for number, width in enumerate(widths)]
+        lines.insert(1, rule)
+        return "".join(
+            "| "
+            + " | ".join(
+                cell.ljust(width) if number < 2 else cell.rjust(width)
+                for number, (cell, width) in enumerate(zip(line, widths, strict=True))
+            )
+            + " |\n"
+            for line in lines
         )
 
     def csv(self) -> str:
@@ -51,10 +73,6 @@ class ResultTable:
         for dataset, model, row in self.rows:
             writer.writerow([dataset, model, *("" if row.get(c) is None else row[c] for c in self.columns)])
         return file.getvalue()
-
-    @staticmethod
-    def _cell(value: float | None) -> str:
-        return "-" if value is None else f"{value:.3f}"
 
 
 def table(output: Path) -> None:
@@ -74,3 +92,27 @@ def write_tables(output: Path, rows: ResultTable) -> None:
         partial = output / f".{name}.partial"
         partial.write_text(text)
         partial.replace(output / name)
+
+
+def _means(
+    cells: dict[tuple[str, str], _Row], columns: Sequence[str], datasets: Sequence[str], model: str
+) -> _Row:
+    means: _Row = {}
+    for column in columns:
+        measured = [
+            d
+            for d in datasets
+            if any(row.get(column) is not None for (of, _), row in cells.items() if of == d)
+        ]
+        own = [cells.get((dataset, model), {}).get(column) for dataset in measured]
+        known = [value for value in own if value is not None]
+        means[column] = sum(known) / len(known) if known and len(known) == len(own) else None
+    return means
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None else f"{value:.3f}"
+
+
+def _plain(name: str) -> str:
+    return name.replace("|", "\\|").replace("\n", " ")
