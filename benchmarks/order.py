@@ -16,12 +16,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+from mofi_lightning.evaluation.suite.results import read_results
+
 ROOT = Path(__file__).parent.parent
-MEASURES = ("map", "map_with_self", "knn", "zero_shot_top1", "zero_shot_top5", "image_text_r1", "seconds")
+MEASURES = (
+    *("map", "map_with_self", "knn_acc1", "acc1", "acc5"),
+    *("image_retrieval_recall@1", "text_retrieval_recall@1", "seconds"),
+)
 
 
-def run(folder: Path, pairs: Path, seed: int, steps: int | None) -> list[dict[str, object]]:
-    """Run the quickstart with `seed` into `folder` and read its results."""
+def run(folder: Path, pairs: Path, seed: int, steps: int | None) -> dict[str, dict[str, float | None]]:
+    """Run the quickstart with `seed` into `folder` and read the measures of each model."""
     command = [
         "make",
         "-f",
@@ -34,19 +39,23 @@ def run(folder: Path, pairs: Path, seed: int, steps: int | None) -> list[dict[st
         command.append(f"STEPS={steps}")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
     subprocess.run(command, cwd=ROOT, env={**os.environ, "PATH": path}, check=True)
-    return json.loads((folder / "results.json").read_text())
+    found: dict[str, dict[str, float | None]] = {}
+    for result in read_results(folder):
+        measures = found.setdefault(result.model, {"seconds": result.training_seconds})
+        measures |= {name: result.metrics.get(name) for name in result.measures}
+    return found
 
 
-def summarise(runs: list[list[dict[str, object]]]) -> dict[str, dict[str, list[float] | None]]:
+def summarise(runs: list[dict[str, dict[str, float | None]]]) -> dict[str, dict[str, list[float] | None]]:
     """Per model and measure: [mean, sample standard deviation] over the seeds; None without values."""
     table: dict[str, dict[str, list[float] | None]] = {}
-    for rows in zip(*runs, strict=True):
-        (model,) = {row["model"] for row in rows}
-        table[str(model)] = {}
+    for model in runs[0]:
+        table[model] = {}
         for measure in MEASURES:
-            values = [float(row[measure]) for row in rows if row[measure] is not None]  # type: ignore[arg-type]
+            found = [run[model].get(measure) for run in runs]
+            values = [value for value in found if value is not None]
             deviation = statistics.stdev(values) if len(values) > 1 else 0.0
-            table[str(model)][measure] = [statistics.mean(values), deviation] if values else None
+            table[model][measure] = [statistics.mean(values), deviation] if values else None
     return table
 
 
@@ -64,10 +73,10 @@ def main() -> None:
     pairs = (options.pairs or folder / "pairs").resolve()
     runs = [run(folder / f"seed-{seed}", pairs, seed, options.steps) for seed in range(1, options.seeds + 1)]
     table = summarise(runs)
-    print(f"\n{'model':<18}" + "".join(f"{measure:>20}" for measure in MEASURES))
+    print(f"\n{'model':<18}" + "".join(f"{measure:>26}" for measure in MEASURES))
     for model, row in table.items():
         cells = [f"{v[0]:.3f} +- {v[1]:.3f}" if v else "-" for v in row.values()]
-        print(f"{model:<18}" + "".join(f"{cell:>20}" for cell in cells))
+        print(f"{model:<18}" + "".join(f"{cell:>26}" for cell in cells))
     print(json.dumps({"benchmark": "order", "figures": {"seeds": options.seeds, **table}}))
 
 

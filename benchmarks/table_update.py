@@ -21,6 +21,8 @@ from pathlib import Path
 from torch import nn
 
 from mofi_lightning.data.vocabulary import EntityVocabulary
+from mofi_lightning.evaluation.evaluators import Retrieval
+from mofi_lightning.evaluation.suite.results import read_results
 from mofi_lightning.functional import margin_statistics
 from mofi_lightning.objectives import EntitySoftmax, Objective
 from mofi_lightning.types import Batch, Embeddings, ObjectiveOutput, ObjectiveSpec
@@ -97,16 +99,10 @@ def _entities(quickstart: Path) -> int:
 def evaluate(runs: dict[str, Path], output: Path, quickstart: Path, pairs: Path) -> dict[str, float]:
     """Retrieval mAP of each run on the entities that none has seen."""
     models = [f"{name}={folder}" for name, folder in runs.items()]
-    command = [
-        "mofi",
-        "evaluate",
-        str(pairs / "test.parquet"),
-        str(output),
-        "--evaluators+=mofi_lightning.plugins.retrieval",
-    ]
-    call([*command, "--models", *models], quickstart, pairs)
-    rows = json.loads((output / "results.json").read_text())
-    return {row["model"]: float(row["map"]) for row in rows}
+    command = ["mofi", "evaluate", "--data", str(pairs / "test.parquet"), "--output", str(output)]
+    call([*command, "--model", *models], quickstart, pairs)
+    results = [result for result in read_results(output) if result.task == Retrieval.task]
+    return {r.model: value for r in results if (value := r.metrics["map"]) is not None}
 
 
 def call(command: list[str], quickstart: Path, pairs: Path) -> None:

@@ -1,16 +1,21 @@
-"""Every YAML of configs/ is parsed and instantiated."""
+"""Every YAML of configs/ is parsed and instantiated; those of evaluation are run."""
 
 import inspect
+import json
 from pathlib import Path
 
 import jsonargparse
 import pytest
 import torch
 import yaml
+from tests.evaluation.datasets.miniatures import Miniatures
 
+from mofi_lightning.cli import main
 from mofi_lightning.curation.pipeline import curate
-from mofi_lightning.encoders.dual_encoder import DualEncoder
-from mofi_lightning.evaluation.command import evaluate
+from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.encoders.text import TextConfig
+from mofi_lightning.encoders.tokenizer import Tokenizer
+from mofi_lightning.evaluation import evaluators
 from mofi_lightning.objectives import Objective
 from mofi_lightning.objectives.devise import DeViSE
 from mofi_lightning.testing import synthetic_vocabulary
@@ -22,13 +27,14 @@ CONFIGS = Path(__file__).parents[1] / "configs"
 FIT = sorted(CONFIGS.glob("fit/*.yaml"))
 STRATEGY = sorted(CONFIGS.glob("strategy/*.yaml"))
 QUICKSTART = sorted(set(CONFIGS.glob("quickstart/*.yaml")) - {CONFIGS / "quickstart" / "common.yaml"})
-VERBS = {"curation": curate, "evaluation": evaluate}
+VERBS = {"curation": curate}
+SUITES = sorted(CONFIGS.glob("evaluation/*.yaml"))
 
 
 def test_every_yaml_is_covered_here():
-    covered = {*FIT, *STRATEGY, *QUICKSTART, CONFIGS / "quickstart" / "common.yaml"}
+    covered = {*FIT, *STRATEGY, *QUICKSTART, *SUITES, CONFIGS / "quickstart" / "common.yaml"}
     covered |= {path for folder in VERBS for path in CONFIGS.glob(f"{folder}/*.yaml")}
-    assert covered == set(CONFIGS.rglob("*.yaml")) and FIT and QUICKSTART
+    assert covered == set(CONFIGS.rglob("*.yaml")) and FIT and QUICKSTART and SUITES
 
 
 @pytest.mark.parametrize("config", [*FIT, *QUICKSTART], ids=lambda path: f"{path.parent.name}/{path.stem}")
@@ -99,4 +105,38 @@ def test_configurations_of_verbs_are_valid(folder):
 def placeholders(verb) -> dict[str, object]:
     """Values for the parameters that a configuration leaves to the command line."""
     required = [p.name for p in inspect.signature(verb).parameters.values() if p.default is p.empty]
-    return {name: ["pixels"] if name == "models" else "x" for name in required}
+    return {name: "x" for name in required}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    """A small model with a text tower."""
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.train(["a picture of a whale", "boar"] * 20, 300)
+    folder = tmp_path_factory.mktemp("models") / "clip"
+    DualEncoder.from_config(DualEncoderConfig(text=TextConfig()), tokenizer).save(folder)
+    return folder
+
+
+@pytest.mark.parametrize("suite", SUITES, ids=lambda path: path.stem)
+def test_suites_measure_all_that_they_name(suite, model, tmp_path, monkeypatch, emoji_slice):
+    monkeypatch.chdir(tmp_path)
+    given = yaml.safe_load(suite.read_text())
+    miniatures = Miniatures(emoji_slice)
+    for task in given["tasks"].values():
+        miniatures.write(task["data"]["class_path"], **task["data"]["init_args"])
+    # VTAB's 19 data sets are all of one form: one model will do
+    models = {"clip": f"clip={model}"} | ({"pixels": "pixels"} if len(given["tasks"]) < 10 else {})
+    main(["evaluate", "--model", *models.values(), "--suite", str(suite), "--output", "out"])
+    results = tmp_path / "out" / "results"
+    for name, task in given["tasks"].items():
+        for evaluator in task["evaluators"]:
+            kind = getattr(evaluators, evaluator["class_path"])
+            for side in models:
+                found = json.loads((results / side / name / f"{kind.task}.json").read_text())
+                # what has no text tower is measured by what needs none
+                is_skipped = side == "pixels" and kind.task.startswith("zeroshot")
+                assert bool(found["skipped"]) == is_skipped
+                assert is_skipped or 0 <= found["metrics"][kind.measures[0]] <= 1
+    if len(given["tasks"]) > 1:
+        assert "mean of the data sets" in (tmp_path / "out" / "table.md").read_text()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import subprocess
@@ -14,7 +15,7 @@ from mofi_lightning import load
 
 ROOT = Path(__file__).parents[1]
 MODELS = ["pixels", "clip-pairs", "clip-i2e", "devise", "entity-unchecked", "entity", "mofi"]
-MEASURES = ["map", "map_with_self", "knn", "zero_shot_top1", "zero_shot_top5", "image_text_r1", "seconds"]
+RETRIEVAL = ("image_retrieval_recall@1", "text_retrieval_recall@1")
 
 
 def quickstart(folder: Path, pairs: Path, steps: int) -> str:
@@ -38,21 +39,27 @@ def test_the_quickstart_ends_with_results_and_report_and_a_second_run_redoes_not
     for verb in ("data tokenizer", "data build", "curate", "vectors", "fit", "evaluate"):
         assert f"mofi {verb} " in printed
 
-    results = json.loads((folder / "results.json").read_text())
-    assert [row["model"] for row in results] == MODELS
-    for row in results:
-        assert list(row) == ["model", *MEASURES]
-        assert 0 < row["map"] < row["map_with_self"] <= 1 and 0 <= row["knn"] <= 1
-        with_text = row["model"] in ("clip-pairs", "clip-i2e", "mofi")
-        assert (row["image_text_r1"] is not None) == with_text
-        assert (row["zero_shot_top5"] is not None) == (with_text or row["model"] == "devise")
-        assert (row["seconds"] is None) == (row["model"] == "pixels")
+    with (folder / "table.csv").open(newline="") as file:
+        rows = {row["model"]: row for row in csv.DictReader(file)}
+    assert list(rows) == MODELS and {row["dataset"] for row in rows.values()} == {f"{emoji_slice.name}/test"}
+    for model, row in rows.items():
+        assert 0 < float(row["map"]) < float(row["map_with_self"]) <= 1 and 0 <= float(row["knn_acc1"]) <= 1
+        with_text = model in ("clip-pairs", "clip-i2e", "mofi")
+        assert {bool(row[name]) for name in RETRIEVAL} == {with_text}
+        assert bool(row["acc5"]) == (with_text or model == "devise")
+        (file,) = folder.glob(f"results/{model}/*/retrieval.json")
+        result = json.loads(file.read_text())
+        assert result["metrics"]["map"] == float(row["map"])
+        assert (result["training_seconds"] is None) == (model == "pixels")
 
-    steps = json.loads((folder / "curation.json").read_text())
-    for name in ("i2e-unchecked", "i2e"):
-        for step in steps[name]["steps"]:
+    counts = {
+        name: json.loads((folder / "data" / name / "curation.json").read_text())["steps"]
+        for name in ("i2e-unchecked", "i2e")
+    }
+    for steps in counts.values():
+        for step in steps:
             assert {"step", "labels", "entities", "precision", "recall", "coverage"} <= set(step)
-    assert steps["i2e"]["steps"][-1]["labels"] < steps["i2e-unchecked"]["steps"][-1]["labels"]
+    assert counts["i2e"][-1]["labels"] < counts["i2e-unchecked"][-1]["labels"]
 
     report = (folder / "report.html").read_text()
     assert all(model in report for model in MODELS) and "data:image/" in report

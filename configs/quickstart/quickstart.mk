@@ -56,6 +56,6 @@ $(QUICKSTART)/%/model/config.json:
 	$(call FIT,$*)
 
 $(QUICKSTART)/report.html: $(MODELS)
-	mofi evaluate $(PAIRS)/test.parquet $(QUICKSTART) \
-		--models pixels $(foreach run,$(RUNS),$(run)=$(QUICKSTART)/$(run)) \
+	mofi evaluate --model pixels $(foreach run,$(RUNS),$(run)=$(QUICKSTART)/$(run)) \
+		--data $(PAIRS)/test.parquet --output $(QUICKSTART) \
 		--curation $(QUICKSTART)/data/i2e-unchecked/curation.json $(QUICKSTART)/data/i2e/curation.json

@@ -112,7 +112,7 @@ def share_bars(title: str, shares: Sequence[tuple[str, float]]) -> str:
             f'<rect class="bar" x="0" y="{y + 20}" width="{width:.1f}" height="12"/>'
             f'<text x="{_WIDTH}" y="{y + 31}" text-anchor="end">{share:.1%}</text>'
         )
-    return _framed(title, max(1, len(shares)) * _BAND, "".join(parts))
+    return framed(title, max(1, len(shares)) * _BAND, "".join(parts))
 
 
 def log_log_line(title: str, unit: str, points: Sequence[tuple[float, float]]) -> str:
@@ -132,6 +132,30 @@ def log_log_line(title: str, unit: str, points: Sequence[tuple[float, float]]) -
     ]
     parts.append(f'<path class="line s0" d="M{"L".join(places * (2 if len(places) == 1 else 1))}"/>')
     return _figure(title, unit, parts)
+
+
+def framed(
+    title: str, height: float, drawing: str, legend: Sequence[tuple[str, str]] = (), width: float = _WIDTH
+) -> str:
+    """A `<figure>` of a title, a drawing and a legend.
+
+    Args:
+        title: above the drawing.
+        height: of the drawing, in its own units.
+        drawing: inner SVG.
+        legend: name, and an SVG of 28 x 8 for it, of each entry.
+        width: of the drawing.
+    """
+    names = "".join(
+        f'<li><svg viewBox="0 0 28 8" aria-hidden="true">{sign}</svg>{escape(name)}</li>'
+        for name, sign in legend
+    )
+    return (
+        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
+        f'<svg viewBox="0 0 {width} {height}" role="img" aria-label="{escape(title)}">{drawing}</svg>'
+        + (f'<ul class="legend">{names}</ul>' if legend else "")
+        + "</figure>"
+    )
 
 
 def ticks(low: float, high: float) -> list[float]:
@@ -187,17 +211,4 @@ def _below(share: float, label: str) -> str:
 
 def _figure(title: str, below: str, parts: Sequence[str], legend: Sequence[tuple[str, str]] = ()) -> str:
     unit = f'<text x="{_across(0.5):.0f}" y="{_HEIGHT - 4}" text-anchor="middle">{escape(below)}</text>'
-    return _framed(title, _HEIGHT, f"{''.join(parts)}{unit}", legend)
-
-
-def _framed(title: str, height: int, drawing: str, legend: Sequence[tuple[str, str]] = ()) -> str:
-    names = "".join(
-        f'<li><svg viewBox="0 0 28 8" aria-hidden="true">{sign}</svg>{escape(name)}</li>'
-        for name, sign in legend
-    )
-    return (
-        f'<figure class="chart"><figcaption>{escape(title)}</figcaption>'
-        f'<svg viewBox="0 0 {_WIDTH} {height}" role="img" aria-label="{escape(title)}">{drawing}</svg>'
-        + (f'<ul class="legend">{names}</ul>' if legend else "")
-        + "</figure>"
-    )
+    return framed(title, _HEIGHT, f"{''.join(parts)}{unit}", legend)

@@ -67,7 +67,7 @@ VERBS = {
     ),
     "evaluate": Verb("mofi_lightning.evaluation.suite.command:evaluate", "measure and compare models"),
     "evaluate table": Verb("mofi_lightning.evaluation.suite.table:table", "show results as Markdown and CSV"),
-    "embed": Verb("mofi_lightning.evaluation.embedding.command:embed", "embed images to parquet"),
+    "embed": Verb("mofi_lightning.evaluation.embedding.command:embed", "embed images to parquet or npy"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
     "new-plugin": Verb(

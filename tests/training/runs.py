@@ -16,9 +16,9 @@ from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.objectives import MOFI, EntitySoftmax
 from mofi_lightning.testing import SyntheticDataModule
 from mofi_lightning.training import (
+    Evaluation,
     Optimization,
     PretrainingModule,
-    RetrievalValidation,
     ShardedStrategy,
     StepCheckpoint,
 )
@@ -133,7 +133,7 @@ def train_mofi(
 def validate_mofi(root: str, data: str) -> dict[str, float]:
     """What one validation of a fresh model logs."""
     seed_everything(3, verbose=False)
-    callback = RetrievalValidation(Path(data))
+    callback = Evaluation(Path(data))
     run = trainer(Path(root), 1, callbacks=[callback])
     run.validate(module(), datamodule=SyntheticDataModule(rows=24, num_entities=101), verbose=False)
     return {name: float(value) for name, value in run.logged_metrics.items()}

@@ -22,10 +22,13 @@ from mofi_lightning import cli, load
 from mofi_lightning.curation.pipeline import curate
 from mofi_lightning.encoders.decoding import decode
 from mofi_lightning.encoders.dual_encoder import DualEncoderConfig
-from mofi_lightning.evaluation.datasets import open_evaluation_set
+from mofi_lightning.evaluation.datasets import at_path
+from mofi_lightning.evaluation.embedding.embedder import Embedder
+from mofi_lightning.evaluation.evaluators import ZeroShot
+from mofi_lightning.evaluation.suite.results import Result, read_results
 from mofi_lightning.objectives import DeViSE
 from mofi_lightning.testing import SyntheticDataModule
-from mofi_lightning.training import Optimization, PretrainingModule, StepCheckpoint
+from mofi_lightning.training import Evaluation, Optimization, PretrainingModule, StepCheckpoint
 from mofi_lightning.training.checkpoints.folders import latest_checkpoint
 
 DIM = 16
@@ -75,7 +78,7 @@ def run(emoji_slice, word_vectors, tmp_path_factory) -> Path:
 
 def ranks_by_hand(model: Path, word_vectors: Path, pairs: Path) -> torch.Tensor:
     """How many classes' mean word vectors are at least as near to the mapped image as its own class's."""
-    data = open_evaluation_set(pairs)
+    data = at_path(pairs).open()
     truth = pq.read_table(pairs.parent / "truth.parquet").to_pylist()
     text = {row["entity"]: f"{row['name']}, {row['description']}" for row in truth}
     words = pq.read_table(word_vectors / "tiny_index.parquet").column(0).to_pylist()
@@ -90,9 +93,13 @@ def ranks_by_hand(model: Path, word_vectors: Path, pairs: Path) -> torch.Tensor:
     return (cosine >= cosine.gather(1, data.labels()[:, None])).sum(1)
 
 
-def evaluated(output: Path, pairs: Path, *models: str) -> list[dict[str, float | None]]:
-    cli.main(["evaluate", str(pairs), str(output), "--models", *models])
-    return json.loads((output / "results.json").read_text())
+def evaluated(output: Path, pairs: Path, *models: str) -> dict[str, dict[str, Result]]:
+    """The results of each model by task."""
+    cli.main(["evaluate", "--model", *models, "--data", str(pairs), "--output", str(output)])
+    found: dict[str, dict[str, Result]] = {}
+    for result in read_results(output):
+        found.setdefault(result.model, {})[result.task] = result
+    return found
 
 
 def test_zero_shot_of_a_run_is_that_of_its_mapped_images(run, word_vectors, emoji_slice, tmp_path):
@@ -100,28 +107,30 @@ def test_zero_shot_of_a_run_is_that_of_its_mapped_images(run, word_vectors, emoj
     checkpoint = latest_checkpoint(run)
     rows = evaluated(tmp_path, test, f"run={run}", f"checkpoint={checkpoint}")
     ranks = ranks_by_hand(run / "model", word_vectors, test)
-    for row in rows:
-        assert row["zero_shot_top1"] == pytest.approx(float((ranks <= 1).double().mean()))
-        assert row["zero_shot_top5"] == pytest.approx(float((ranks <= 5).double().mean()))
-        assert row["image_text_r1"] is None
-    assert 0 < rows[0]["zero_shot_top5"] < 1  # else the comparison says nothing
+    assert list(rows) == ["checkpoint", "run"]
+    for row in rows.values():
+        found = row["zeroshot_classification"].metrics
+        assert found["acc1"] == pytest.approx(float((ranks <= 1).double().mean()))
+        assert found["acc5"] == pytest.approx(float((ranks <= 5).double().mean()))
+        assert 0 < found["acc5"] < 1  # else the comparison says nothing
+        assert row["zeroshot_retrieval"].skipped == "the model has no text tower"
 
 
-def test_without_the_text_model_only_zero_shot_is_left_out(run, word_vectors, emoji_slice, tmp_path, capsys):
+def test_without_the_text_model_only_zero_shot_is_left_out(run, word_vectors, emoji_slice, tmp_path):
     shutil.copytree(run / "model", tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     config["label_space"]["model"] = "a-model-that-is-not-here"
     (tmp_path / "model" / "config.json").write_text(json.dumps(config))
-    (row,) = evaluated(tmp_path / "out", emoji_slice / "test.parquet", f"devise={tmp_path / 'model'}")
-    assert row["zero_shot_top1"] is None and row["map"] > 0
-    notes = [line for line in capsys.readouterr().err.splitlines() if "zero-shot" in line]
-    assert len(notes) == 1 and "'a-model-that-is-not-here' is neither a folder nor" in notes[0]
+    row = evaluated(tmp_path / "out", emoji_slice / "test.parquet", f"devise={tmp_path / 'model'}")["devise"]
+    zero_shot = row["zeroshot_classification"]
+    assert not zero_shot.metrics and row["retrieval"].metrics["map"] > 0
+    assert "'a-model-that-is-not-here' is neither a folder nor" in zero_shot.skipped
 
 
 def test_retrieval_and_embed_keep_the_embedding_before_the_map(run, emoji_slice, tmp_path):
-    cli.main(["embed", str(run), str(emoji_slice / "test.parquet"), str(tmp_path / "vectors.parquet")])
-    stored = torch.tensor(pq.read_table(tmp_path / "vectors.parquet")["vector"].to_pylist())
-    encoder, data = load(run / "model"), open_evaluation_set(emoji_slice / "test.parquet")
+    cli.main(["embed", str(run), str(emoji_slice / "test.parquet"), str(tmp_path / "vectors")])
+    stored = torch.tensor(pq.read_table(tmp_path / "vectors" / "part-00000.parquet")["vector"].to_pylist())
+    encoder, data = load(run / "model"), at_path(emoji_slice / "test.parquet").open()
     with torch.no_grad():
         first = encoder.encode_image(encoder.preprocess(decode(data.images[0]))[None])
     torch.testing.assert_close(stored[:1], first, atol=1e-5, rtol=0)
@@ -161,3 +170,31 @@ def test_two_ranks_export_the_label_space_of_one_and_their_checkpoint_holds_it(p
         stored = load(path).label_space
         assert stored.config == exported.config
         assert torch.equal(stored.map.weight, exported.map.weight)
+
+
+def zero_shot_in_training(root: str, label_vectors: str, pairs: str) -> dict[str, float]:
+    """What an evaluation after three steps finds in the label space, which the ranks share."""
+    seed_everything(3, verbose=False)
+    module = PretrainingModule(
+        DualEncoderConfig(image="mofi/tiny", embed_dim=DIM),
+        partial(DeViSE, label_vectors=label_vectors),
+        Optimization(lr=1e-2, warmup_steps=1),
+    )
+    evaluation = Evaluation(Path(pairs), "test", [ZeroShot()], every_n_steps=3)
+    run = trainer(Path(root), 3, callbacks=[evaluation])
+    run.fit(module, datamodule=SyntheticDataModule(rows=16, num_entities=40))
+    return evaluation.found
+
+
+def test_zero_shot_by_the_label_space_is_measured_during_training(pool, word_vectors, emoji_slice, tmp_path):
+    rows = np.random.default_rng(0).standard_normal((40, DIM))
+    table = pa.table({"id": [f"S{i:06d}" for i in range(40)], "vector": rows.tolist()})
+    vectors, pairs = tmp_path / "vectors.parquet", emoji_slice / "test.parquet"
+    about = {"mofi.model": str(word_vectors), "mofi.descriptions": "true"}
+    pq.write_table(table.replace_schema_metadata(about), vectors)
+    (one,) = pool(1, zero_shot_in_training, str(tmp_path / "1"), str(vectors), str(pairs))
+    expected = ZeroShot()(Embedder(load(tmp_path / "1" / "model")), at_path(pairs).open()).metrics()
+    assert 0 < expected["acc5"] < 1  # else the comparison says nothing
+    assert one == pytest.approx({f"test/{name}": value for name, value in expected.items()}, nan_ok=True)
+    for two in pool(2, zero_shot_in_training, str(tmp_path / "2"), str(vectors), str(pairs)):
+        assert two == pytest.approx(one, abs=1e-9, nan_ok=True)

@@ -71,6 +71,11 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
     return _on_white(pixels)
 
 
+def from_pillow(image: Image.Image) -> Tensor:
+    """Pixels uint8 `[3, H, W]` of a Pillow image, as `decode` makes them of its file."""
+    return _on_white(_with_pillow(image))
+
+
 def _in_one_scan(data: bytes, header: Image.Image) -> bool:
     """Whether the first scan of a JPEG holds all there is, as nearly always: a decoder reads no other."""
     position = 2

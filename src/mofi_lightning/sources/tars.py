@@ -94,7 +94,7 @@ def read_tar(path: Path, wanted: Callable[[str], bool]) -> Iterator[tuple[str, b
         with path.open("rb") as file:
             is_gzip = file.peek(2)[:2] == b"\x1f\x8b"
             stream = cast(IO[bytes], gzip.GzipFile(fileobj=file)) if is_gzip else file
-            with tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER_BYTES, tarinfo=_Member) as tar:
+            with tarfile.open(fileobj=stream, mode="r|", bufsize=_BUFFER_BYTES, tarinfo=WholeMember) as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # it would grow with the tar
                     if not member.isdir():
@@ -127,11 +127,11 @@ def _read(tar: tarfile.TarFile, member: tarfile.TarInfo, path: Path) -> bytes:
     return content.read()
 
 
-class _Member(tarfile.TarInfo):
+class WholeMember(tarfile.TarInfo):
     """A member of a tar whose header is whole; tarfile itself takes a damaged one for the end of the tar."""
 
     @classmethod
-    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _Member:
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> WholeMember:
         member = super().frombuf(buf, encoding, errors)
         is_header = member.type in _HEADERS
         if member.size < 0 or (is_header and member.size > _MOST_HEADER_BYTES):
@@ -139,7 +139,7 @@ class _Member(tarfile.TarInfo):
         return member
 
     @classmethod
-    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> _Member:
+    def fromtarfile(cls, tarfile_: tarfile.TarFile) -> WholeMember:
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.HeaderError as error:

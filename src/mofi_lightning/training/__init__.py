@@ -9,9 +9,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 _PUBLIC = {
+    "Evaluation": "monitoring.evaluation",
     "Optimization": "optimization.config",
     "PretrainingModule": "module",
-    "RetrievalValidation": "monitoring.callbacks",
     "RunSummary": "monitoring.run_summary",
     "ShardedStrategy": "strategy",
     "SingleProcessStrategy": "single_process",
@@ -30,7 +30,7 @@ def __getattr__(name: str) -> Any:
 if TYPE_CHECKING:
     from mofi_lightning.training.checkpoints.callback import StepCheckpoint as StepCheckpoint
     from mofi_lightning.training.module import PretrainingModule as PretrainingModule
-    from mofi_lightning.training.monitoring.callbacks import RetrievalValidation as RetrievalValidation
+    from mofi_lightning.training.monitoring.evaluation import Evaluation as Evaluation
     from mofi_lightning.training.monitoring.run_summary import RunSummary as RunSummary
     from mofi_lightning.training.optimization.config import Optimization as Optimization
     from mofi_lightning.training.single_process import SingleProcessStrategy as SingleProcessStrategy

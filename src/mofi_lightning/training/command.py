@@ -36,7 +36,7 @@ from mofi_lightning.training.defaults import (
 )
 from mofi_lightning.training.endings import tidy
 from mofi_lightning.training.module import PretrainingModule
-from mofi_lightning.training.monitoring.callbacks import RetrievalValidation  # noqa: F401
+from mofi_lightning.training.monitoring.evaluation import Evaluation  # noqa: F401
 from mofi_lightning.training.options import name_torch_optimizers, refuse_unknown_sections, usage
 from mofi_lightning.training.single_process import SingleProcessStrategy
 from mofi_lightning.training.strategy import ShardedStrategy, require_sharded

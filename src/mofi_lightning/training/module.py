@@ -251,9 +251,9 @@ class PretrainingModule(LightningModule):
             factor = self.optimization.lr_factor(self.global_step - 1, self.trainer.max_steps)
             values["lr"] = self.optimization.lr * factor
             values["skipped_steps"] = float(self.skipped.count)
-            self._log({f"train/{name}": value for name, value in (values | self.measured).items()})
+            self.log_now({f"train/{name}": value for name, value in (values | self.measured).items()})
 
-    def _log(self, values: dict[str, float]) -> None:
+    def log_now(self, values: dict[str, float]) -> None:
         """Hand `values` to loggers and callbacks; each `self.log` would cost as much as all of them here."""
         self.trainer.callback_metrics.update({name: torch.tensor(value) for name, value in values.items()})
         for logger in self.trainer.loggers:

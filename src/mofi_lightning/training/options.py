@@ -39,7 +39,7 @@ set most often:
 look further:
   --print_config                     the whole configuration that results
   --model.objective.help NAME        options of an objective; --data.help I2EDataModule: of the data
-  --trainer.callbacks.help NAME      options of StepCheckpoint (every_n_steps), RetrievalValidation, ...
+  --trainer.callbacks.help NAME      options of StepCheckpoint (every_n_steps), Evaluation, ...
   --help all                         every option
 
 SIGTERM or Ctrl-C: the running step is finished and saved; --ckpt_path last goes on. Then:

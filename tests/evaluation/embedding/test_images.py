@@ -1,25 +1,25 @@
-import pyarrow.parquet as pq
+import doctest
+
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
-from mofi_lightning.cli import main
 from mofi_lightning.encoders.decoding import decode
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.encoders.tokenizer import Tokenizer
-from mofi_lightning.evaluation.cache import Embedder, hash_files
-from mofi_lightning.evaluation.datasets import EvaluationSet, open_evaluation_set
-from mofi_lightning.evaluation.embedding import RawPixels, embed_images, embed_texts
+from mofi_lightning.evaluation.datasets import EvaluationSet, at_path
+from mofi_lightning.evaluation.embedding import images as module
+from mofi_lightning.evaluation.embedding.images import embed_images, embed_texts, encode, output_widths
+from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
 
 
 @pytest.fixture(scope="module")
 def data(emoji_slice) -> EvaluationSet:
-    return open_evaluation_set(emoji_slice / "test.parquet")
+    return at_path(emoji_slice / "test.parquet").open()
 
 
 @pytest.fixture(scope="module")
@@ -75,52 +75,25 @@ def test_raw_pixels_are_pillows_16_x_16_thumbnail_minus_its_mean(data):
     torch.testing.assert_close(got, F.normalize(pixels - pixels.mean(), dim=0), atol=1e-3, rtol=0)
 
 
-class _Counting(RawPixels):
-    calls = 0
-
-    def encode_image(self, image: Tensor) -> Tensor:
-        type(self).calls += 1
-        return super().encode_image(image)
-
-
-def test_embeddings_are_computed_once_for_a_model_and_its_data(tmp_path, data):
-    first = Embedder(_Counting(), tmp_path, "abc").images(data)
-    calls = _Counting.calls
-    again = Embedder(_Counting(), tmp_path, "abc").images(data)
-    assert _Counting.calls == calls
-    torch.testing.assert_close(again.embeddings, first.embeddings, rtol=0, atol=0)
-    Embedder(_Counting(), tmp_path, "another").images(data)
-    assert _Counting.calls == 2 * calls
+def test_features_come_with_the_embeddings(model, data):
+    got = embed_images(model, data.images[:5], batch_size=2)
+    with torch.inference_mode():
+        pixels = torch.stack([model.preprocess(decode(image)) for image in data.images[:5]])
+        _, want = model.encode_image_and_features(pixels)
+    torch.testing.assert_close(got.features, want, atol=1e-5, rtol=0)
+    assert output_widths(model) == (got.embeddings.shape[1], got.features.shape[1])
+    pixels_only = embed_images(RawPixels(), data.images[:2])
+    assert pixels_only.features is pixels_only.embeddings
 
 
-def test_failures_survive_the_cache(tmp_path, data):
-    images = [data.images[0], b"no image", data.images[1]]
-    broken = EvaluationSet("broken", ["a", "b", "c"], images, ["x", "x", "x"])
-    first = Embedder(RawPixels(), tmp_path, "abc").images(broken)
-    again = Embedder(RawPixels(), tmp_path, "abc").images(broken)
-    assert again.failed == first.failed != {}
-    assert Embedder(RawPixels()).labelled(broken)[0].shape == (2, 768)
+def test_probes_can_learn_from_what_is_embedded(model, data):
+    got = embed_images(model, data.images[:2])
+    weight = torch.zeros(got.features.shape[1], requires_grad=True)
+    (got.features @ weight).sum().backward()
+    assert weight.grad is not None
+    assert not encode(model, model.preprocess(decode(data.images[0]))[None])[0].is_inference()
 
 
-def test_hash_follows_names_and_content(tmp_path):
-    (tmp_path / "a").mkdir()
-    (tmp_path / "a" / "x").write_text("1")
-    first = hash_files(tmp_path)
-    assert hash_files(tmp_path) == first
-    (tmp_path / "a" / "x").write_text("2")
-    assert hash_files(tmp_path) != first
-
-
-def test_embed_writes_keys_and_vectors_of_what_can_be_decoded(tmp_path, data, capsys):
-    folder = tmp_path / "images"
-    folder.mkdir()
-    (folder / "a.png").write_bytes(data.images[0])
-    (folder / "b.png").write_bytes(b"no image")
-    (folder / "c.png").write_bytes(data.images[1])
-    main(["embed", "pixels", str(folder), str(tmp_path / "out" / "vectors.parquet")])
-    table = pq.read_table(tmp_path / "out" / "vectors.parquet")
-    assert table["key"].to_pylist() == ["a.png", "c.png"]
-    want = embed_images(RawPixels(), data.images[0:2]).embeddings
-    torch.testing.assert_close(torch.tensor(table["vector"].to_pylist()), want)
-    assert "2 of 3 images embedded" in capsys.readouterr().out
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["vectors.parquet"]
+def test_the_example_of_a_model_of_ones_own_runs():
+    assert doctest.testmod(module).attempted
+    assert not doctest.testmod(module).failed

@@ -1,7 +1,9 @@
+import pytest
 import torch
+from clip_benchmark.metrics.zeroshot_retrieval import recall_at_k
 from torch import Tensor
 
-from mofi_lightning.evaluation.image_text import ImageTextRecallAtK, image_text_recall
+from mofi_lightning.evaluation.measures.image_text import ImageTextRecallAtK, image_text_recall
 
 
 def _naive(queries: Tensor, labels: Tensor, found: Tensor, found_labels: Tensor, k: int) -> list[float]:
@@ -39,3 +41,21 @@ def test_metric_is_the_mean_of_both_directions_over_batches():
     metric.update(images[9:], texts[9:], labels[9:])
     both = _naive(images, labels, texts, labels, 3) + _naive(texts, labels, images, labels, 3)
     torch.testing.assert_close(metric.compute(), torch.tensor(both, dtype=torch.float64).mean())
+
+
+@pytest.mark.parametrize("k", [1, 3, 8])
+def test_equals_clip_benchmark_where_each_text_has_one_image_and_an_image_several_texts(k):
+    # its `recall_at_k` is a share of the positives; its task then asks whether there is any (`> 0`)
+    generator = torch.Generator().manual_seed(1)
+    images, texts = torch.randn(12, 8, generator=generator), torch.randn(40, 8, generator=generator)
+    of_image = torch.randint(12, (40,), generator=generator)
+    of_image[:12] = torch.arange(12)
+    unit = torch.nn.functional.normalize
+    scores = unit(texts) @ unit(images).T
+    positive = of_image[:, None] == torch.arange(12)
+    recall = image_text_recall(images, torch.arange(12), texts, of_image, k=(k,))
+    for found, score, pairs in (
+        (recall.text_to_image[k], scores, positive),
+        (recall.image_to_text[k], scores.T, positive.T),
+    ):
+        assert found.tolist() == (recall_at_k(score, pairs, k) > 0).double().tolist()

@@ -2,16 +2,18 @@ import pytest
 import torch
 from sklearn.metrics import average_precision_score
 from torch import Tensor
+from torchmetrics.retrieval import RetrievalMAP as PeerMAP
 
-from mofi_lightning.distributed import rank, world_size
-from mofi_lightning.evaluation import retrieval
-from mofi_lightning.evaluation.retrieval import (
-    RetrievalMAP,
-    nearest_neighbours,
+from mofi_lightning.evaluation.measures import scores as scoring
+from mofi_lightning.evaluation.measures.retrieval import (
+    average_precision,
+    average_precision_at_r,
+    first_hit,
+    measure_retrieval,
     retrieval_average_precision,
     retrieval_hits,
-    unit,
 )
+from mofi_lightning.evaluation.measures.scores import unit
 from mofi_lightning.types import InputError
 
 
@@ -45,7 +47,7 @@ def _scores(embeddings: Tensor, index: Tensor | None = None) -> Tensor:
 @pytest.mark.parametrize("exclude_self", [False, True])
 @pytest.mark.parametrize("block", [1, 150, 2**23])
 def test_average_precision_equals_naive_loops_for_any_block_of_queries(monkeypatch, exclude_self, block):
-    monkeypatch.setattr(retrieval, "BLOCK", block)
+    monkeypatch.setattr(scoring, "BLOCK", block)
     embeddings, labels = _data()
     got = retrieval_average_precision(embeddings, labels, exclude_self=exclude_self)
     want = _naive(_scores(embeddings), labels, labels, exclude_self)
@@ -144,32 +146,101 @@ def test_wrong_arguments_are_named():
         retrieval_average_precision(embeddings, labels, embeddings, labels, exclude_self=True)
 
 
-def test_nearest_neighbours_leave_the_query_out_and_come_in_order():
-    embeddings, _ = _data()
-    scores = _scores(embeddings).fill_diagonal_(-2)
-    want = scores.argsort(dim=1, descending=True)[[3, 9], :10]
-    assert nearest_neighbours(embeddings, [3, 9], 10).tolist() == want.tolist()
-    assert nearest_neighbours(embeddings[:3], [0], 10).shape == (1, 2)
+def _exact(embeddings: Tensor, labels: Tensor, tie: float = 1e-13) -> tuple[Tensor, Tensor]:
+    """Average precision and mAP@R of each query without itself, by the definitions on fp64 scores."""
+    vectors = unit(embeddings).double()
+    scores = vectors @ vectors.T
+    scores.fill_diagonal_(-2)
+    precision, at_r = [], []
+    for query, own in enumerate(scores):
+        relevant = (labels == labels[query]) & (torch.arange(len(labels)) != query)
+        rank = (own >= own[relevant, None] - tie).sum(dim=1)
+        found = (own[relevant] >= own[relevant, None] - tie).sum(dim=1)
+        values = found.double() / rank
+        precision.append(values.mean())
+        at_r.append(values[rank <= len(rank)].sum() / len(rank))
+    return torch.stack(precision), torch.stack(at_r)
 
 
-def test_metric_equals_the_function_on_all_batches_and_leaves_unlabelled_rows_out():
+def _near_ties(rows: int = 401, width: int = 96) -> tuple[Tensor, Tensor]:
+    """Embeddings that fp32 products put in a wrong order: rows that differ in the last bits, and copies."""
+    generator = torch.Generator().manual_seed(7)
+    base = torch.randn(rows // 8 + 1, width, generator=generator)
+    vectors = base.repeat(9, 1)[:rows]
+    vectors = vectors + 1e-7 * torch.randn(vectors.shape, generator=generator)
+    vectors[torch.randperm(rows, generator=generator)[:60]] = vectors[:60].clone()
+    return vectors, torch.randint(7, (rows,), generator=generator)
+
+
+@pytest.mark.parametrize("block", [1, 5_000, 2**23])
+def test_near_ties_and_copies_stand_in_the_order_of_fp64_scores_for_any_block(monkeypatch, block):
+    monkeypatch.setattr(scoring, "BLOCK", block)
+    vectors, labels = _near_ties()
+    found = measure_retrieval(
+        {"map": average_precision, "map@R": average_precision_at_r}, vectors, labels, exclude_self=True
+    )
+    precision, at_r = _exact(vectors, labels)
+    torch.testing.assert_close(found["map"], precision, rtol=0, atol=1e-12)
+    torch.testing.assert_close(found["map@R"], at_r, rtol=0, atol=1e-12)
+    # the data would show a comparison of fp32 scores
+    fp32 = _naive(unit(vectors) @ unit(vectors).T, labels, labels, True)
+    assert (fp32 - precision).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("width", [33, 512])
+def test_values_depend_on_neither_the_order_of_rows_nor_the_block_nor_the_threads(
+    monkeypatch, threads, width
+):
+    vectors, labels = _near_ties(251, width)
+    want = retrieval_average_precision(vectors, labels, exclude_self=True)
+    order = torch.randperm(251, generator=torch.Generator().manual_seed(width))
+    monkeypatch.setattr(scoring, "BLOCK", 251 * 13)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        got = retrieval_average_precision(vectors[order], labels[order], exclude_self=True)
+    finally:
+        torch.set_num_threads(before)
+    torch.testing.assert_close(got, want[order], rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("spread", [0.0, 1e-6, 1e-3])
+def test_a_collapsed_encoder_has_the_values_of_fp64_scores(spread):
+    vectors, labels = _data(150, 15, 16)
+    vectors = torch.ones(1, 16) + spread * vectors
+    got = retrieval_average_precision(vectors, labels, exclude_self=True)
+    torch.testing.assert_close(got, _exact(vectors, labels, 2e-14)[0], rtol=0, atol=1e-12, equal_nan=True)
+
+
+def test_average_precision_at_r_equals_musgraves_definition_by_hand():
+    # by falling score: positive, negative, positive, negative, positive; R = 3
+    angles = torch.tensor([0.0, 0.1, 0.2, 0.3, 0.4, 0.5])
+    vectors = torch.stack([angles.cos(), angles.sin()], dim=1)
+    labels = torch.tensor([0, 0, 1, 0, 1, 0])
+    got = measure_retrieval(
+        {"R": average_precision_at_r, "first": first_hit}, vectors[:1], labels[:1], vectors[1:], labels[1:]
+    )
+    assert float(got["R"]) == pytest.approx((1 + 2 / 3) / 3)
+    assert float(got["first"]) == 1
+
+
+def test_equals_torchmetrics_where_scores_are_positive_and_the_truth_where_they_are_not():
+    # torchmetrics' RetrievalMAP takes scores for probabilities: it drops positives that score 0 or less
     embeddings, labels = _data()
-    labels[::7] = -1
-    metric = RetrievalMAP()
-    for rows in torch.arange(61).split(10):
-        metric.update(embeddings[rows], labels[rows])
-    known = labels >= 0
-    want = retrieval_average_precision(embeddings[known], labels[known], exclude_self=True).nanmean()
-    torch.testing.assert_close(metric.compute(), want, rtol=0, atol=0)
+    for vectors, right in ((embeddings.abs(), True), (embeddings, False)):
+        scores = _scores(vectors)
+        peer = PeerMAP()
+        query = torch.arange(61)[:, None].expand(61, 61)
+        peer.update(scores.flatten(), (labels == labels[:, None]).flatten(), indexes=query.flatten())
+        got = float(retrieval_average_precision(vectors, labels).mean())
+        assert got == pytest.approx(float(_naive(scores, labels, labels, False).mean()))
+        assert (abs(got - float(peer.compute())) < 1e-6) == right
 
 
-def _metric_of_a_rank(embeddings: Tensor, labels: Tensor) -> float:
-    metric = RetrievalMAP()
-    metric.update(embeddings[rank() :: world_size()], labels[rank() :: world_size()])
-    return float(metric.compute())
-
-
-def test_two_ranks_give_one_process_number_though_their_shares_differ(pool):
-    embeddings, labels = _data(61)
-    want = retrieval_average_precision(embeddings, labels, exclude_self=True).nanmean()
-    assert pool(2, _metric_of_a_rank, embeddings, labels) == pytest.approx([float(want)] * 2, abs=1e-12)
+def test_classes_of_nearly_all_rows_equal_naive_loops(monkeypatch):
+    monkeypatch.setattr(scoring, "BLOCK", 700)
+    embeddings, _ = _data()
+    labels = (torch.arange(61) > 2).long()
+    got = retrieval_average_precision(embeddings, labels, exclude_self=True)
+    torch.testing.assert_close(got, _exact(embeddings, labels)[0], rtol=0, atol=1e-12)

@@ -44,7 +44,7 @@ def test_evaluate_compares_models_and_a_second_run_makes_nothing_again(
     assert retrieval.training_seconds == 12.5
     low, high = retrieval.intervals["map"]
     assert low < retrieval.metrics["map"] < high
-    assert retrieval.pretrained == str(run / "model")
+    assert retrieval.pretrained == str(run)
     printed = capsys.readouterr().out
     assert printed.startswith("| data set")
     assert (tmp_path / "table.md").read_text() in printed

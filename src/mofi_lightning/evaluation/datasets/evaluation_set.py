@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, overload
+
+from mofi_lightning.evaluation.datasets.listing import listed
+from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,10 +27,26 @@ class ImageFiles(Sequence[bytes]):
     def __len__(self) -> int:
         return len(self.paths)
 
-    def __getitem__(self, row):  # type: ignore[no-untyped-def]  # overloads of Sequence add nothing here
+    @overload
+    def __getitem__(self, row: int) -> bytes: ...
+    @overload
+    def __getitem__(self, row: slice) -> list[bytes]: ...
+    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
+        """The bytes of an image.
+
+        Raises:
+            InputError: the file cannot be read, or is gone since the set was opened.
+        """
         if isinstance(row, slice):
-            return [path.read_bytes() for path in self.paths[row]]
-        return self.paths[row].read_bytes()
+            return [_read(path) for path in self.paths[row]]
+        return _read(self.paths[row])
+
+
+def _read(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"image {path} cannot be read ({error.strerror}); mend it or take it out") from error
 
 
 @dataclass(frozen=True)
@@ -42,13 +62,17 @@ class EvaluationSet:
         descriptions: one line about an entity; missing where there is none.
         captions: texts that describe an entity, as (text, entity).
         domains: group of each image, where the set has any.
-        fit: labelled images to learn from (the index of kNN, the training set of probes); None where the set has
-            only one split.
+        fit: labelled images to learn from (the index of kNN, the training set of probes); None where the set
+            has only one split.
         queries: rows of the images that query the others, which are the index; None: each queries all.
         templates: prompts of this set, with `{}` where the name goes; empty for those of the evaluator.
         hierarchy: entity or category -> the categories it belongs to, such as WordNet's hypernyms.
         seen: entities that count as seen in training; the others are those of zero-shot learning.
         notes: what is odd about the data, a line each: a class without images.
+
+    Raises:
+        InputError: no image, a key twice, columns of different length, a caption of no entity, a query that
+            is no row, or twice.
     """
 
     name: str
@@ -65,6 +89,33 @@ class EvaluationSet:
     hierarchy: Mapping[str, Sequence[str]] = field(default_factory=dict)
     seen: frozenset[str] = frozenset()
     notes: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        size = len(self.keys)
+        columns = {"images": self.images, "entities": self.entities, "domains": self.domains}
+        for title, column in columns.items():
+            if column is not None and len(column) != size:
+                raise InputError(f"data set {self.name} has {size} keys and {len(column)} {title}")
+        if not size:
+            raise InputError(f"data set {self.name} has no images")
+        if len(set(self.keys)) < size:
+            twice = [key for key, count in Counter(self.keys).items() if count > 1]
+            raise InputError(
+                f"data set {self.name} has keys more than once: {listed(twice)}; make them unique"
+            )
+        strangers = {entity for _, entity in self.captions} - set(self.classes)
+        if strangers:
+            raise InputError(
+                f"data set {self.name} has captions of what it does not show or name: "
+                f"{listed(sorted(strangers))}"
+            )
+        if self.queries is not None:
+            wrong = [row for row, count in Counter(self.queries).items() if count > 1 or not 0 <= row < size]
+            if wrong or not len(self.queries):
+                raise InputError(
+                    f"data set {self.name} has {len(self.queries)} queries of {size} images; these are no "
+                    f"rows, or twice there: {listed(wrong)}"
+                )
 
     @cached_property
     def classes(self) -> list[str]:

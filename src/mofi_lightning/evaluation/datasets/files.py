@@ -1,33 +1,72 @@
-"""Image files of folders, and keys with images for `mofi embed`."""
+"""Image files of folders: which there are, and which are left out."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import os
 from pathlib import Path
+from typing import NamedTuple
 
-from mofi_lightning.evaluation.datasets.pairs import rows
 from mofi_lightning.sources.folder import IMAGE_SUFFIXES
 from mofi_lightning.types import InputError
 
-
-def image_files(folder: Path) -> list[Path]:
-    """Image files directly in `folder`, sorted."""
-    return sorted(f for f in folder.iterdir() if f.is_file() and f.suffix.lower() in IMAGE_SUFFIXES)
+# pictures too, but of formats that are not decoded
+_UNREAD_SUFFIXES = frozenset({".bmp", ".tif", ".tiff", ".ppm", ".pgm", ".jp2", ".heic", ".avif", ".jfif"})
 
 
-def iterate_images(path: Path) -> Iterator[tuple[str, bytes]]:
-    """Keys and encoded files of a pairs parquet, or of all images below a folder, in a fixed order.
+class FoundImages(NamedTuple):
+    """The image files of a folder.
+
+    Attributes:
+        files: sorted by path.
+        left_out: pictures of formats that are not decoded, links that lead nowhere, linked folders.
+    """
+
+    files: list[Path]
+    left_out: list[Path]
+
+
+def find_images(folder: Path) -> FoundImages:
+    """Image files in `folder` and below.
+
+    Hidden files and folders are no part of the data. Links to files are followed; links to folders are not,
+    as they may lead round in a circle.
 
     Raises:
-        InputError: nothing there, or no images in it.
+        InputError: a folder cannot be read.
     """
-    if path.is_dir():
-        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in IMAGE_SUFFIXES)
-        if not files:
-            raise InputError(f"{path} holds no images ({', '.join(sorted(IMAGE_SUFFIXES))})")
-        yield from ((str(file.relative_to(path)), file.read_bytes()) for file in files)
-    elif path.suffix == ".parquet" and path.is_file():
-        for key, image in rows(path, "pairs file", "key", "image"):
-            yield key, image or b""
-    else:
-        raise InputError(f"no images at {path}; give a parquet with the columns key and image, or a folder")
+    files: list[Path] = []
+    left_out: list[Path] = []
+    pending = [folder]
+    while pending:
+        place = pending.pop()
+        try:
+            entries = [entry for entry in os.scandir(place) if not entry.name.startswith(".")]
+        except OSError as error:
+            raise InputError(f"{place} cannot be read ({error.strerror}); change its permissions") from error
+        for entry in entries:
+            path, suffix = place / entry.name, os.path.splitext(entry.name)[1].lower()
+            if entry.is_symlink() and not os.path.isfile(path):
+                left_out.append(path)
+            elif entry.is_dir(follow_symlinks=False):
+                pending.append(path)
+            elif suffix in IMAGE_SUFFIXES:
+                files.append(path)
+            elif suffix in _UNREAD_SUFFIXES:
+                left_out.append(path)
+    return FoundImages(sorted(files), sorted(left_out))
+
+
+def image_files(folder: Path) -> list[Path]:
+    """Image files directly in `folder`, sorted; hidden files are none."""
+    return sorted(
+        file
+        for file in folder.iterdir()
+        if file.name[0] != "." and file.suffix.lower() in IMAGE_SUFFIXES and file.is_file()
+    )
+
+
+def subfolders(folder: Path) -> list[Path]:
+    """Folders directly in `folder`, sorted; hidden ones are none; empty where `folder` is none."""
+    if not folder.is_dir():
+        return []
+    return sorted(place for place in folder.iterdir() if place.name[0] != "." and place.is_dir())

@@ -1,48 +1,171 @@
-"""`mofi embed`: images to vectors in a parquet file."""
+"""`mofi embed`: images to vectors, in parts that several processes may share."""
 
 from __future__ import annotations
 
-import os
+from collections import Counter
+from collections.abc import Iterator
+from itertools import chain, islice
 from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from mofi_lightning.types import InputError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from mofi_lightning.evaluation.embedding.images import EmbeddingModel
+    from mofi_lightning.evaluation.embedding.parts import Part
 
 
-def embed(model: Path, images: Path, output: Path, batch_size: int = 256, workers: int = 2) -> None:
-    """Embed images to parquet.
+def embed(
+    model: str,
+    images: str,
+    output: Path,
+    split: str = "",
+    shard: str = "0/1",
+    format: Literal["parquet", "npy"] = "parquet",
+    features: bool = False,
+    part_images: int = 16_384,
+    batch_size: int = 256,
+    workers: int = 2,
+) -> None:
+    """Embed images to a folder of parquet or NumPy files.
 
-    Writes the columns key (string) and vector (list of float32, L2-normalised) in the order of the images.
-    Images that cannot be decoded are left out and counted.
+    Writes OUTPUT/part-00000.parquet and so on, with the columns key (string) and vector (list of float32,
+    L2-normalised), in the order of the images; a part is of part_images of them. As npy, a part is
+    part-00000.npy with its part-00000.keys.npy. A part appears whole or not at all; the same command goes on
+    where it was interrupted. Images that cannot be decoded are left out: OUTPUT/_parts says which, and why.
+
+    Several processes, on one machine or on many, share the work with --shard 0/4, 1/4, ...: each makes every
+    fourth part and only reads past the others. The parts are the same, bit for bit on the same kind of
+    machine, whatever the number of processes.
 
     Args:
-        model: model folder, checkpoint or a training run's folder; `pixels` for the raw image at 16 x 16.
-        images: parquet with the columns key and image (of a pairs folder), or a folder with images below it.
-        output: the parquet to write.
+        model: what `mofi evaluate` takes: a model folder, a checkpoint, a run's folder, a Hugging Face folder
+            or hub id, a backbone such as timm/resnet50.a1_in1k, or `pixels` for the raw image at 16 x 16.
+        images: parquet with the columns key and image, or a folder of such; tars, as a pattern
+            'tars/{00000..00099}.tar' or a folder; a folder that litdata has written; or a folder with image
+            files below it, whose keys are their paths.
+        output: folder of the parts.
+        split: of the images, where they have several.
+        shard: number of this process, from 0, and how many there are.
+        format: of the parts.
+        features: also write the features before the projection, as column `features` or
+            part-00000.features.npy.
+        part_images: images a part.
         batch_size: images a forward pass.
         workers: threads that decode images.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    from mofi_lightning.data.keys import SeenKeys
+    from mofi_lightning.evaluation.embedding.image_streams import open_images
+    from mofi_lightning.evaluation.embedding.parts import PartFolder, hash_keys
+    from mofi_lightning.evaluation.embedding.progress import progress
+    from mofi_lightning.evaluation.models.words import parse_model
 
-    from mofi_lightning.evaluation.datasets.files import iterate_images
-    from mofi_lightning.evaluation.embedding.images import embed_images
-    from mofi_lightning.evaluation.models.words import PIXELS, parse_model
+    number_of, shards = _shard(shard)
+    for name, value in (("part_images", part_images), ("batch_size", batch_size), ("workers", workers)):
+        if value < 1:
+            raise InputError(f"--{name} is {value}; give 1 or more")
+    named = parse_model(model)
+    stream = open_images(images, split)
+    settings = {
+        "model": named.content_hash(),
+        "format": format,
+        "features": features,
+        "part_images": part_images,
+        "batch_size": batch_size,
+    }
+    folder = PartFolder(output, format, settings)
+    encoder: EmbeddingModel | None = None
+    seen = SeenKeys()
+    failures: Counter[str] = Counter()
+    count = parts = 0
+    items = stream.read()
+    with progress(named.name, stream.count) as advance:
+        while (first := next(items, None)) is not None:
+            part = chain([first], islice(items, part_images - 1))
+            number, parts = parts, parts + 1
+            summary = folder.summary(number)
+            if summary is None and number % shards == number_of:
+                encoder = encoder or named.load()
+                made = embed_part(encoder, part, batch_size, workers, features)
+                keys = list(made.keys)
+            else:
+                made, keys = None, [key for key, _ in part]
+            if (twice := seen.add(keys)) is not None:
+                raise InputError(f"key {twice!r} comes twice in {images}; keys must be unique")
+            if made is not None:
+                summary = folder.write(number, made)
+            elif summary is not None and summary.keys_hash != hash_keys(keys):
+                raise InputError(
+                    f"{folder.file(number)} is of other images than {images} now holds at this place; give "
+                    "another folder"
+                )
+            advance(len(keys))
+            if number % shards == number_of and summary is not None:
+                count += summary.images
+                failures.update(why.partition(":")[0] for why in summary.failures.values())
+    if not parts:
+        raise InputError(f"{images} holds no images")
+    if count and failures.total() == count:
+        raise InputError(f"none of {count} images could be embedded; {output}/_parts says why")
+    print(f"{count - failures.total():,} of {count:,} images embedded to {output}")
+    for kind, left_out in failures.most_common():
+        print(f"{left_out} left out: {kind}")
 
-    encoder = parse_model(PIXELS if str(model) == PIXELS else f"model={model}").load()
+
+def embed_part(
+    model: EmbeddingModel,
+    images: Iterator[tuple[str, bytes]],
+    batch_size: int,
+    workers: int,
+    with_features: bool,
+) -> Part:
+    """Embed the images of a part, given with their keys.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    import torch
+
+    from mofi_lightning.evaluation.embedding.images import embed_batches, output_widths
+    from mofi_lightning.evaluation.embedding.parts import Part
+
     keys: list[str] = []
 
-    def remember_key(item: tuple[str, bytes]) -> bytes:
-        keys.append(item[0])
-        return item[1]
+    def batches() -> Iterator[list[bytes]]:
+        while batch := list(islice(images, batch_size)):
+            keys.extend(key for key, _ in batch)
+            yield [image for _, image in batch]
 
-    embedded = embed_images(
-        encoder, map(remember_key, iterate_images(images)), batch_size, workers, "embedding"
+    rows: list[Tensor] = []
+    failed: dict[int, str] = {}
+    embeddings: list[Tensor] = []
+    features: list[Tensor] = []
+    start = 0
+    for batch in embed_batches(model, batches(), workers):
+        failed |= {start + row: why for row, why in batch.failed.items()}
+        rows.append(start + batch.rows)
+        start += len(batch.rows) + len(batch.failed)
+        if len(batch.rows):
+            embeddings.append(batch.embeddings)
+            features.append(batch.features)
+    if not embeddings:
+        embeddings, features = ([torch.empty(0, width)] for width in output_widths(model))
+    part = Part(
+        keys, torch.cat(rows), torch.cat(embeddings), torch.cat(features) if with_features else None, failed
     )
-    rows = embedded.usable
-    vectors = embedded.embeddings[rows].numpy()
-    column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.ravel()), vectors.shape[1])
-    output.parent.mkdir(parents=True, exist_ok=True)
-    partial = output.with_name(f".{output.name}.partial")
-    pq.write_table(pa.table({"key": [keys[row] for row in rows.tolist()], "vector": column}), partial)
-    os.replace(partial, output)
-    print(f"{len(rows)} of {len(keys)} images embedded to {output}, {vectors.shape[1]} numbers each")
-    for kind, count in embedded.failures().items():
-        print(f"{count} left out: {kind}")
+    broken = part.rows[~part.embeddings.isfinite().all(dim=1)].tolist()
+    if broken:
+        raise InputError(
+            f"{len(broken)} embeddings are not finite, the first of {keys[broken[0]]!r}; the model is "
+            "broken, or this image breaks it"
+        )
+    return part
+
+
+def _shard(word: str) -> tuple[int, int]:
+    number, slash, count = word.partition("/")
+    if not (slash and number.isdecimal() and count.isdecimal() and int(number) < int(count)):
+        raise InputError(f"--shard {word!r} is not of the form 0/4: this process, from 0, of how many")
+    return int(number), int(count)

@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mofi_lightning.evaluation.base import Scores
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.images import (
+    BATCH_SIZE,
     EmbeddedImages,
     EmbeddingModel,
+    embed_batches,
     embed_images,
     embed_texts,
+    nothing_embedded,
 )
+from mofi_lightning.evaluation.embedding.progress import progress
+from mofi_lightning.evaluation.embedding.store import EmbeddingStore, content_hashes
 from mofi_lightning.types import InputError
+
+_LIBRARIES = ("mofi-lightning", "torch", "torchvision", "pillow", "timm", "transformers", "open-clip-torch")
+# of data sets whose embeddings are on disk: one, and the one it learns from
+_SETS_IN_MEMORY = 2
 
 
 class LabelledImages(NamedTuple):
@@ -50,31 +60,52 @@ class LabelledImages(NamedTuple):
         return Scores(spread, clusters)
 
 
+@dataclass(frozen=True)
+class Deferred:
+    """A model that is loaded when something is not embedded yet, and never if all is.
+
+    Attributes:
+        load: gives the model.
+    """
+
+    load: Callable[[], EmbeddingModel]
+
+
 class Embedder:
     """A model whose embeddings are computed once.
 
+    Images and texts are embedded in batches of those that differ, in the order in which they come, whatever
+    is known already; so a run that was interrupted gives, when it goes on, the numbers it would have given.
+
     Args:
         model: what embeds.
-        cache: folder for the embeddings; None keeps them in memory only.
-        model_hash: of the model's files (`hash_files`); names the cache's files. Needed with `cache`.
+        cache: folder for the embeddings, which outlive the process; None keeps them in memory only.
+        model_hash: of what the model is (`NamedModel.content_hash`); with the versions of the libraries, it
+            names the cache's files. Needed with `cache`.
         workers: threads that decode.
         description: title of the progress bars, the model's name; None shows none.
     """
 
     def __init__(
         self,
-        model: EmbeddingModel,
+        model: EmbeddingModel | Deferred,
         cache: Path | None = None,
         model_hash: str = "",
         workers: int = 2,
         description: str | None = None,
     ) -> None:
-        self.model = model
+        self._model = model
         self.cache = cache
         self.model_hash = model_hash
         self.workers = workers
         self.description = description
         self._known: dict[str, EmbeddedImages] = {}
+        self._texts: dict[str, Tensor] = {}
+
+    @cached_property
+    def model(self) -> EmbeddingModel:
+        """What embeds, loaded."""
+        return self._model.load() if isinstance(self._model, Deferred) else self._model
 
     @property
     def has_text(self) -> bool:
@@ -83,7 +114,15 @@ class Embedder:
 
     def images(self, data: EvaluationSet) -> EmbeddedImages:
         """Embeddings of the images of `data`."""
-        return self._once(data.fingerprint, lambda: self.embed_images(data.images))
+        if data.fingerprint not in self._known:
+            store = self._image_store
+            embedded = (
+                self.embed_images(data.images) if store is None else self._stored_images(data.images, store)
+            )
+            self._known[data.fingerprint] = embedded
+            if store is not None and len(self._known) > _SETS_IN_MEMORY:
+                del self._known[next(iter(self._known))]
+        return self._known[data.fingerprint]
 
     def labelled(self, data: EvaluationSet) -> LabelledImages:
         """The images of `data` that can be decoded.
@@ -105,20 +144,16 @@ class Embedder:
         """Embeddings float32 `[N, D]` of `texts`.
 
         Raises:
-            InputError: the model has no text tower, or an embedding is not finite.
+            InputError: there are no texts, the model has no text tower, or an embedding is not finite.
         """
-        key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
-
-        def embed() -> EmbeddedImages:
-            vectors = self.embed_texts(texts)
-            return EmbeddedImages(vectors, vectors)
-
-        vectors = self._once(key, embed).embeddings
+        if not texts:
+            raise InputError("there are no texts to embed")
+        vectors = self._stored_texts(texts) if self.cache is not None else self._known_texts(texts)
         wrong = (~vectors.isfinite().all(dim=1)).nonzero().flatten().tolist()
         if wrong:
             raise InputError(
-                f"{len(wrong)} of {len(texts)} text embeddings of {self.description or 'the model'} are not finite, "
-                f"the first of {texts[wrong[0]]!r}; the model is broken"
+                f"{len(wrong)} of {len(texts)} text embeddings of {self.description or 'the model'} are not "
+                f"finite, the first of {texts[wrong[0]]!r}; the model is broken"
             )
         return vectors
 
@@ -136,33 +171,74 @@ class Embedder:
         vectors = embedded.embeddings[rows]
         broken = rows[~vectors.isfinite().all(dim=1)].tolist()
         if broken:
-            shown = ", ".join(str(data.keys[row]) for row in broken[:3]) + (
-                ", ..." if len(broken) > 3 else ""
-            )
+            shown = ", ".join(str(data.keys[row]) for row in broken[:3])
+            shown += ", ..." if len(broken) > 3 else ""
             raise InputError(
-                f"{len(broken)} of {len(rows)} embeddings of {self.description or 'the model'} are not finite "
-                f"({shown}); the model is broken, or these images break it"
+                f"{len(broken)} of {len(rows)} embeddings of {self.description or 'the model'} are not "
+                f"finite ({shown}); the model is broken, or these images break it"
             )
-        return LabelledImages(vectors, embedded.features[rows], labels[rows], rows, len(data.keys))
+        same = embedded.features is embedded.embeddings
+        features = vectors if same else embedded.features[rows]
+        return LabelledImages(vectors, features, labels[rows], rows, len(data.keys))
 
-    def _once(self, content: str, embed: Callable[[], EmbeddedImages]) -> EmbeddedImages:
-        if content not in self._known:
-            self._known[content] = (
-                embed() if self.cache is None else self._load_or(content, embed, self.cache)
-            )
-        return self._known[content]
+    def _known_texts(self, texts: Sequence[str]) -> Tensor:
+        key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
+        if key not in self._texts:
+            self._texts[key] = self.embed_texts(texts)
+        return self._texts[key]
 
-    def _load_or(self, content: str, embed: Callable[[], EmbeddedImages], cache: Path) -> EmbeddedImages:
-        file = cache / f"{self.model_hash}-{content}.safetensors"
-        if file.is_file():
-            with safe_open(file, "pt") as stored:
-                failed = {int(row): reason for row, reason in (stored.metadata() or {}).items()}
-                return EmbeddedImages(stored.get_tensor("embeddings"), stored.get_tensor("features"), failed)
-        embedded = embed()
-        cache.mkdir(parents=True, exist_ok=True)
-        partial = file.with_suffix(".partial")
-        reasons = {str(row): reason for row, reason in embedded.failed.items()}
-        tensors = {"embeddings": embedded.embeddings.contiguous(), "features": embedded.features.clone()}
-        save_file(tensors, partial, metadata=reasons or None)
-        os.replace(partial, file)
-        return embedded
+    def _stored_texts(self, texts: Sequence[str]) -> Tensor:
+        store = self._text_store
+        contents = content_hashes(text.encode() for text in texts)
+        for block in _blocks(contents):
+            if not store.knows(contents[block]).all():
+                store.append(contents[block], self.embed_texts([texts[row] for row in block]), None, {})
+        return store.read(contents)[0]
+
+    def _stored_images(self, images: Sequence[bytes], store: EmbeddingStore) -> EmbeddedImages:
+        contents = content_hashes(images)
+        blocks = [block for block in _blocks(contents) if not store.knows(contents[block]).all()]
+        if blocks:
+            batches = ([images[row] for row in block] for block in blocks)
+            with progress(self.description, sum(map(len, blocks))) as advance:
+                for block, batch in zip(
+                    blocks, embed_batches(self.model, batches, self.workers), strict=True
+                ):
+                    failed = {contents[block[row]]: why for row, why in batch.failed.items()}
+                    features = None if batch.features is batch.embeddings else batch.features
+                    store.append(contents[block[batch.rows.numpy()]], batch.embeddings, features, failed)
+                    advance(len(block))
+        missing = (store.find(contents) < 0).nonzero()[0].tolist()
+        failed_rows = {row: store.failure(contents[row]) for row in missing}
+        if len(failed_rows) == len(contents):
+            raise nothing_embedded(len(contents), failed_rows)
+        return EmbeddedImages(*store.read(contents), failed_rows)
+
+    @cached_property
+    def _image_store(self) -> EmbeddingStore | None:
+        return None if self.cache is None else EmbeddingStore(self._store_path(self.cache, "images"))
+
+    @cached_property
+    def _text_store(self) -> EmbeddingStore:
+        assert self.cache is not None
+        return EmbeddingStore(self._store_path(self.cache, "texts"))
+
+    def _store_path(self, cache: Path, kind: str) -> Path:
+        made_by = f"{self.model_hash} {_versions()}"
+        return cache / f"{hashlib.blake2b(made_by.encode(), digest_size=16).hexdigest()}.{kind}"
+
+
+def _blocks(contents: np.ndarray) -> list[np.ndarray]:
+    """Rows of the contents that differ, in the order in which they first come, in batches."""
+    first = np.sort(np.unique(contents, return_index=True)[1])
+    return [first[start : start + BATCH_SIZE] for start in range(0, len(first), BATCH_SIZE)]
+
+
+def _versions() -> str:
+    found = []
+    for library in _LIBRARIES:
+        try:
+            found.append(f"{library} {version(library)}")
+        except PackageNotFoundError:
+            continue
+    return ", ".join(found)

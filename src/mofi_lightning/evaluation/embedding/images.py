@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
-from rich.progress import track
 from torch import Tensor, nn
 
 from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.encoders.label_space import LabelSpace
+from mofi_lightning.evaluation.embedding.progress import progress
 from mofi_lightning.types import InputError
+
+#: Images or texts a forward pass, where nothing else is said.
+BATCH_SIZE = 256
 
 
 class EmbeddingModel(Protocol):
@@ -24,6 +26,24 @@ class EmbeddingModel(Protocol):
     A model may also have `encode_image_and_features(image)`, which gives `[B, F]` features before the
     projection too; without it the embedding stands for them. `text` (None where texts cannot be embedded)
     and `label_space` (maps embeddings to label vectors, or None) are of our models.
+
+    Example:
+        A model of one's own, measured as it is:
+
+        >>> import torch
+        >>> from mofi_lightning.encoders.preprocess import Preprocess
+        >>> from mofi_lightning.evaluation.datasets import at_path
+        >>> from mofi_lightning.evaluation.embedding.embedder import Embedder
+        >>> from mofi_lightning.evaluation.evaluators import Retrieval
+        >>> class Thumbnails(torch.nn.Module):
+        ...     text = label_space = None
+        ...     preprocess = Preprocess(size=8)
+        ...
+        ...     def encode_image(self, image):
+        ...         return torch.nn.functional.normalize(image.flatten(1).float(), dim=1)
+        >>> data = at_path("tests/data/emoji_slice/test.parquet").open()
+        >>> 0 < Retrieval()(Embedder(Thumbnails()), data).metrics()["map"] < 1
+        True
 
     Attributes:
         text: its text tower; None if it has none.
@@ -62,20 +82,67 @@ class EmbeddedImages:
     @property
     def usable(self) -> Tensor:
         """Rows that have an embedding, int64, ascending."""
-        return torch.tensor(
-            [row for row in range(len(self.embeddings)) if row not in self.failed], dtype=torch.long
-        )
+        usable = torch.ones(len(self.embeddings), dtype=torch.bool)
+        usable[list(self.failed)] = False
+        return usable.nonzero().flatten()
 
     def failures(self) -> dict[str, int]:
         """Number of undecodable images by kind of fault, most frequent first."""
         return fault_kinds(self.failed.values())
 
 
-@torch.inference_mode()
+class EmbeddedBatch(NamedTuple):
+    """What one forward pass gave.
+
+    Attributes:
+        rows: positions in the batch of the M images that could be decoded, int64.
+        embeddings: float32 `[M, D]`, on the CPU.
+        features: float32 `[M, F]`; the same tensor for a model without a projection.
+        failed: position -> why, for the others.
+    """
+
+    rows: Tensor
+    embeddings: Tensor
+    features: Tensor
+    failed: dict[int, str]
+
+
+def embed_batches(
+    model: EmbeddingModel, batches: Iterable[Sequence[bytes]], workers: int = 2
+) -> Iterator[EmbeddedBatch]:
+    """Embed encoded image files, each batch in one forward pass, while threads decode the next.
+
+    Args:
+        model: on whatever device its parameters are.
+        batches: encoded files (JPEG, PNG, ...); read once, in order, one batch ahead.
+        workers: threads.
+    """
+    preprocess, device = model.preprocess, device_of(model)
+
+    def prepare(data: bytes) -> Tensor | str:
+        try:
+            return preprocess(decode(data))
+        except UndecodableImage as error:
+            return str(error)
+
+    stream = iter(batches)
+    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        pending = pool.map(prepare, next(stream, ()))
+        while prepared := list(pending):
+            pending = pool.map(prepare, next(stream, ()))
+            good = [row for row, image in enumerate(prepared) if isinstance(image, Tensor)]
+            failed = {row: why for row, why in enumerate(prepared) if isinstance(why, str)}
+            embeddings = features = torch.empty(0, 0)
+            if good:
+                images = torch.stack([image for image in prepared if isinstance(image, Tensor)])
+                embeddings, features = encode(model, images.to(device))
+            yield EmbeddedBatch(torch.tensor(good, dtype=torch.long), embeddings, features, failed)
+
+
 def embed_images(
     model: EmbeddingModel,
     images: Iterable[bytes],
-    batch_size: int = 256,
+    batch_size: int = BATCH_SIZE,
     workers: int = 2,
     description: str | None = None,
 ) -> EmbeddedImages:
@@ -91,36 +158,40 @@ def embed_images(
     Raises:
         InputError: no image, or none that can be decoded.
     """
-    preprocess, device = model.preprocess, device_of(model)
-
-    def prepare(data: bytes) -> Tensor | str:
-        try:
-            return preprocess(decode(data))
-        except UndecodableImage as error:
-            return str(error)
-
-    total = len(images) if isinstance(images, Sequence) else None
-    shown = description is not None and sys.stdout.isatty()
-    stream = iter(track(images, description or "", total=total, transient=True) if shown else images)
-    rows: list[tuple[Tensor, Tensor] | None] = []
+    stream = iter(images)
+    batches = iter(lambda: list(islice(stream, batch_size)), [])
+    parts: list[EmbeddedBatch] = []
+    rows: list[Tensor] = []
     failed: dict[int, str] = {}
-    with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        pending = pool.map(prepare, islice(stream, batch_size))
-        while prepared := list(pending):
-            pending = pool.map(prepare, islice(stream, batch_size))
-            good = [image for image in prepared if isinstance(image, Tensor)]
-            failed |= {len(rows) + i: p for i, p in enumerate(prepared) if isinstance(p, str)}
-            embedded = iter(zip(*encode(model, torch.stack(good).to(device)), strict=True) if good else ())
-            rows.extend(next(embedded) if isinstance(image, Tensor) else None for image in prepared)
-    first = next((row for row in rows if row is not None), None)
-    if first is None:
-        why = f"; the first: {failed[0]}" if failed else ""
-        raise InputError(f"none of {len(rows)} images could be embedded{why}")
-    missing = tuple(torch.full_like(part, torch.nan) for part in first)
-    embeddings, features = zip(*(missing if row is None else row for row in rows), strict=True)
-    return EmbeddedImages(torch.stack(embeddings), torch.stack(features), failed)
+    count = 0
+    with progress(description, len(images) if isinstance(images, Sequence) else None) as advance:
+        for part in embed_batches(model, batches, workers):
+            failed |= {count + row: why for row, why in part.failed.items()}
+            if len(part.rows):
+                rows.append(count + part.rows)
+                parts.append(part)
+            count += len(part.rows) + len(part.failed)
+            advance(len(part.rows) + len(part.failed))
+    if not parts:
+        raise nothing_embedded(count, failed)
+
+    def spread(vectors: list[Tensor]) -> Tensor:
+        return torch.full((count, vectors[0].shape[1]), torch.nan).index_copy_(
+            0, torch.cat(rows), torch.cat(vectors)
+        )
+
+    embeddings = spread([part.embeddings for part in parts])
+    same = all(part.features is part.embeddings for part in parts)
+    return EmbeddedImages(embeddings, embeddings if same else spread([p.features for p in parts]), failed)
 
 
+def nothing_embedded(count: int, failed: Mapping[int, str]) -> InputError:
+    """The error for `count` images of which none has an embedding."""
+    why = f"; the first: {failed[min(failed)]}" if failed else ""
+    return InputError(f"none of {count} images could be embedded{why}")
+
+
+@torch.no_grad()
 def encode(model: EmbeddingModel, image: Tensor) -> tuple[Tensor, Tensor]:
     """Embeddings `[B, D]` and features `[B, F]` of preprocessed images, fp32 on the CPU."""
     both = getattr(model, "encode_image_and_features", None)
@@ -131,8 +202,15 @@ def encode(model: EmbeddingModel, image: Tensor) -> tuple[Tensor, Tensor]:
     return embeddings.float().cpu(), features.float().cpu()
 
 
-@torch.inference_mode()
-def embed_texts(model: EmbeddingModel, texts: Sequence[str], batch_size: int = 256) -> Tensor:
+def output_widths(model: EmbeddingModel) -> tuple[int, int]:
+    """D and F of a model, from a black image."""
+    black = model.preprocess(torch.zeros(3, 64, 64, dtype=torch.uint8))[None]
+    embeddings, features = encode(model, black.to(device_of(model)))
+    return embeddings.shape[1], features.shape[1]
+
+
+@torch.no_grad()
+def embed_texts(model: EmbeddingModel, texts: Sequence[str], batch_size: int = BATCH_SIZE) -> Tensor:
     """Embed `texts`: float32 `[N, D]` on the CPU.
 
     Raises:

@@ -26,7 +26,10 @@ class ImageText(Evaluator):
         self.k = tuple(sorted({1, *k}))
 
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
-        """Measure; skipped without a text tower or captions."""
+        """Measure; skipped without a text tower or captions.
+
+        A caption without an image that can be decoded, and an image without a caption, are no queries.
+        """
         if not embedder.has_text:
             return Measurement(skipped="the model has no text tower")
         if not data.captions:
@@ -39,4 +42,14 @@ class ImageText(Evaluator):
         for k in self.k:
             scores[f"image_retrieval_recall@{k}"] = Scores(recall.text_to_image[k], text_labels, "captions")
             scores[f"text_retrieval_recall@{k}"] = images.scores(recall.image_to_text[k])
-        return Measurement(scores)
+        wordless = int(recall.image_to_text[1].isnan().sum())
+        imageless = int(recall.text_to_image[1].isnan().sum())
+        notes = [
+            f"{count} of {total} {what}; they are left out"
+            for count, total, what in (
+                (wordless, len(images.labels), "images have no caption"),
+                (imageless, len(text_labels), "captions have no image"),
+            )
+            if count
+        ]
+        return Measurement(scores, notes=tuple(notes))

@@ -2,49 +2,111 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections import Counter
+from collections.abc import Hashable, Iterable, Iterator, Sequence
+
+import torch
+from torch import Tensor
 
 from mofi_lightning.evaluation.base import Evaluator, Measurement, Scores
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
-from mofi_lightning.evaluation.embedding.embedder import Embedder
-from mofi_lightning.evaluation.measures.retrieval import retrieval_average_precision, retrieval_hits
+from mofi_lightning.evaluation.embedding.embedder import Embedder, LabelledImages
+from mofi_lightning.evaluation.measures.retrieval import (
+    average_precision,
+    average_precision_at_r,
+    first_hit,
+    hits,
+    measure_retrieval,
+)
+from mofi_lightning.types import InputError
 
 
 class Retrieval(Evaluator):
-    """GPR1200's protocol: mAP without and with the self-match, recall@k without, mAP of each domain.
+    """Retrieval of images of the same entity: mAP, mAP@R, recall@k, also of each domain.
+
+    Each image queries all others; `map_with_self` is GPR1200's protocol, where it finds itself too, and a
+    random ranking scores 0.1. recall@1 is the top-1 accuracy. Where the data names queries, these search all
+    images that are no queries, so that no query can find itself.
 
     Args:
         k: numbers of results for recall@k.
     """
 
     task = "retrieval"
-    measures = ("map", "map_with_self")
+    measures = ("map", "map_with_self", "map@R", "recall@1")
 
     def __init__(self, k: Sequence[int] = (1, 5, 10)) -> None:
-        self.k = tuple(k)
+        self.k = tuple(sorted({1, *k}))
 
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
-        """Measure; queries without another image of their entity count in `map_with_self` only."""
-        images = embedder.labelled(data)
-        embeddings, labels = images.embeddings, images.labels
-        precision = retrieval_average_precision(embeddings, labels, exclude_self=True)
-        scores = {
-            "map": images.scores(precision),
-            "map_with_self": images.scores(retrieval_average_precision(embeddings, labels)),
-        }
-        for k, hits in retrieval_hits(embeddings, labels, k=self.k, exclude_self=True).items():
-            scores[f"recall@{k}"] = images.scores(hits)
+        """Measure; queries without another image of their entity count in `map_with_self` only.
+
+        Raises:
+            InputError: no query, or no image to search.
+        """
+        images = everything = embedder.labelled(data)
+        measures = {"map": average_precision, "map@R": average_precision_at_r, "first": first_hit}
+        if data.queries is None:
+            found = measure_retrieval(measures, images.embeddings, images.labels, exclude_self=True)
+            itself = measure_retrieval({"": average_precision}, images.embeddings, images.labels)[""]
+            scores = {"map": images.scores(found["map"]), "map_with_self": images.scores(itself)}
+        else:
+            images, index = split_queries(images, data)
+            found = measure_retrieval(
+                measures, images.embeddings, images.labels, index.embeddings, index.labels
+            )
+            scores = {"map": images.scores(found["map"])}
+        scores["map@R"] = images.scores(found["map@R"])
+        for k in self.k:
+            scores[f"recall@{k}"] = images.scores(hits(found["first"], k))
         for domain in dict.fromkeys(data.domains or ()):
             assert data.domains is not None
-            scores[f"map/{domain}"] = _of_domain(scores["map"], data.domains, domain)
-        lonely = int(precision.isnan().sum())
-        notes = (f"{lonely} images have no other image of their entity; only map_with_self counts them",)
-        return Measurement(scores, {"queries": float(len(labels))}, notes if lonely else ())
+            for name in ("map", "map_with_self"):
+                if name in scores:
+                    scores[f"{name}/{domain}"] = _of_domain(scores[name], data.domains, domain)
+        lonely, queries = int(found["map"].isnan().sum()), len(images.labels)
+        notes = []
+        if lonely:
+            counted = "no measure counts them" if data.queries else "only map_with_self counts them"
+            notes = [f"{lonely} of {queries} queries have no other image of their entity; {counted}"]
+        return Measurement(scores, {"queries": float(queries)}, (*notes, *_copies(data, everything)))
+
+
+def split_queries(images: LabelledImages, data: EvaluationSet) -> tuple[LabelledImages, LabelledImages]:
+    """The queries that `data` names, and the images that they search.
+
+    Raises:
+        InputError: there are none of one of the two.
+    """
+    is_query = torch.isin(images.rows, torch.tensor(list(data.queries or ()), dtype=torch.long))
+    queries, index = _rows(images, is_query), _rows(images, ~is_query)
+    if not len(queries.rows) or not len(index.rows):
+        raise InputError(
+            f"data set {data.name} has {len(queries.rows)} queries and {len(index.rows)} images to search that can "
+            "be decoded; both are needed"
+        )
+    return queries, index
+
+
+def _rows(images: LabelledImages, mask: Tensor) -> LabelledImages:
+    embeddings, features, labels, rows, size = images
+    return LabelledImages(embeddings[mask], features[mask], labels[mask], rows[mask], size)
+
+
+def _copies(data: EvaluationSet, images: LabelledImages) -> Iterator[str]:
+    files = _repeated(hashlib.blake2b(image, digest_size=16).digest() for image in data.images)
+    if files:
+        yield f"{files} images are the same file as another one of the set; finding copies inflates mAP"
+    equal = _repeated(row.tobytes() for row in images.embeddings.numpy())
+    if equal:
+        yield f"{equal} of {len(images.rows)} images have exactly the embedding of another one; they tie"
+
+
+def _repeated(things: Iterable[Hashable]) -> int:
+    return sum(count for count in Counter(things).values() if count > 1)
 
 
 def _of_domain(scores: Scores, domains: Sequence[str], domain: str) -> Scores:
-    values = scores.values.clone()
-    for row, other in enumerate(domains):
-        if other != domain:
-            values[row] = float("nan")
-    return Scores(values, scores.clusters)
+    here = torch.tensor([other == domain for other in domains])
+    return Scores(scores.values.where(here, torch.nan), scores.clusters)

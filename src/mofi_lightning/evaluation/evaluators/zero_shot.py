@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
-from torch import Tensor
-
-from mofi_lightning.encoders.label_encoders import label_text
-from mofi_lightning.encoders.label_space import LabelSpace
 from mofi_lightning.evaluation.base import Evaluator, Measurement
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.embedder import Embedder
-from mofi_lightning.evaluation.measures.zero_shot import TEMPLATES, class_weights, zero_shot_rank
+from mofi_lightning.evaluation.evaluators.class_vectors import in_label_space, in_prompts, unknown_classes
+from mofi_lightning.evaluation.measures.linear_classifier import class_recall
+from mofi_lightning.evaluation.measures.zero_shot import zero_shot_rank
+from mofi_lightning.evaluation.templates import template_list
 from mofi_lightning.types import InputError
 
 
@@ -20,46 +18,53 @@ class ZeroShot(Evaluator):
     """Classification by the names of all entities of the set.
 
     A model with a text tower embeds them in prompts. One with a label space only (DeViSE) is asked there:
-    mapped images against vectors of the names, with descriptions if its label vectors are of both. If the text
-    model that made these is missing, the measure is skipped.
+    mapped images against vectors of the names, with descriptions if its label vectors are of both. If the
+    text model that made these is missing, the measure is skipped.
 
     Args:
-        templates: prompts with `{}` where the name goes, for data without prompts of its own.
+        templates: prompts for data without prompts of its own: a list that comes with this package
+            (`entity_5`, `openai_imagenet_80`, `openai_simple_7`), a file with one a line, or the prompts
+            themselves, with `{}` where the name goes.
     """
 
     task = "zeroshot_classification"
-    measures = ("acc1", "acc5")
+    measures = ("acc1", "acc5", "mean_per_class_recall")
 
-    def __init__(self, templates: Sequence[str] = TEMPLATES) -> None:
-        self.templates = tuple(templates)
+    def __init__(self, templates: str | Sequence[str] = "entity_5") -> None:
+        self.templates = template_list(templates)
 
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
-        """Measure; skipped without names, or without text tower or label space."""
+        """Measure; skipped without names, with one class, or without text tower or label space."""
         space = getattr(embedder.model, "label_space", None)
         if not data.names:
             return Measurement(skipped="the data has no names")
-        if space is None and not embedder.has_text:
-            return Measurement(skipped="the model has no text tower")
+        if len(data.classes) < 2:
+            return Measurement(skipped="the data has one class only")
         images = embedder.labelled(data)
-        values: dict[str, float] = {}
         if embedder.has_text:
-            weights = class_weights(embedder.texts, data.class_names, data.templates or self.templates)
-            vectors = images.embeddings
-        else:
-            assert space is not None
+            vectors = in_prompts(embedder, data, images.embeddings, self.templates)
+        elif space is not None:
             try:
-                weights, vectors = _in_label_space(space, data, images.embeddings)
+                vectors = in_label_space(space, data, images.embeddings)
             except InputError as error:
                 return Measurement(skipped=str(error))
-            values["zero_shot_unknown_classes"] = float((~weights.any(dim=1)).sum())
-        rank = zero_shot_rank(vectors, images.labels, weights)
-        return Measurement({f"acc{k}": images.scores((rank <= k).double()) for k in (1, 5)}, values)
-
-
-@torch.inference_mode()
-def _in_label_space(space: LabelSpace, data: EvaluationSet, embeddings: Tensor) -> tuple[Tensor, Tensor]:
-    """Vectors of the classes `[C, V]` and of images `[N, V]`, both on the CPU."""
-    described = data.descriptions if space.config.descriptions else {}
-    names = zip(data.classes, data.class_names, strict=True)
-    weights = space.encode_text([label_text(name, described.get(entity)) for entity, name in names])
-    return weights.cpu(), space.map_image(embeddings.to(weights.device)).cpu()
+        else:
+            return Measurement(skipped="the model has no text tower")
+        notes = list(vectors.notes)
+        rank = zero_shot_rank(vectors.images, images.labels, vectors.classes)
+        correct = {k: (rank <= k).double() for k in (1, 5)}
+        scores = {"acc1": images.scores(correct[1])}
+        if len(data.classes) >= 5:
+            scores["acc5"] = images.scores(correct[5])
+        else:
+            notes.append(f"acc5 says nothing of {len(data.classes)} classes")
+        scores["mean_per_class_recall"] = images.scores(class_recall(correct[1], images.labels))
+        shown = len(images.labels.unique())
+        if shown < len(data.classes):
+            notes.append(
+                f"mean_per_class_recall is over the {shown} of {len(data.classes)} classes with images"
+            )
+        unknown = (
+            {} if embedder.has_text else {"zero_shot_unknown_classes": len(unknown_classes(vectors.classes))}
+        )
+        return Measurement(scores, {name: float(number) for name, number in unknown.items()}, tuple(notes))

@@ -1,17 +1,27 @@
 """How sure a mean is: standard errors, bootstrap intervals and paired tests that know clusters.
 
-Images of one entity are not independent, so whole clusters are drawn and deviations are summed within them.
+Images of one entity are not independent, so whole clusters are drawn, or change sign, and deviations are
+summed within them.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from mofi_lightning.types import InputError
+
 RESAMPLES = 2000
 LEVEL = 0.95
+PERMUTATIONS = 9999
+# up to as many clusters all 2^12 sign flips are tried
+_EXACT = 12
+# elements of one block of draws
+_BLOCK = 2**21
 
 
 class Interval(NamedTuple):
@@ -21,35 +31,122 @@ class Interval(NamedTuple):
     high: float
 
 
+class PairedTest(NamedTuple):
+    """Two models on the same queries.
+
+    Attributes:
+        difference: mean of the first minus mean of the second, over the queries that both define.
+        interval: 95 % bootstrap interval of it; NaN with fewer than two clusters.
+        p_value: of a two-sided sign-flip permutation test over clusters; NaN likewise.
+        queries: number of queries compared.
+        clusters: number of clusters they are of.
+    """
+
+    difference: float
+    interval: Interval
+    p_value: float
+    queries: int
+    clusters: int
+
+
 def mean_and_error(values: Tensor, clusters: Tensor) -> tuple[float, float]:
     """Mean of `values` `[N]` and its standard error, both without NaN rows.
 
     Images of one entity are not independent, so deviations are summed within each of the `clusters` `[N]`
-    first (cluster-robust error of a mean). With one row a cluster it is a share's sqrt(p (1 - p) / n).
+    first (cluster-robust error of a mean). With one row a cluster it is a share's sqrt(p (1 - p) / n). One
+    cluster says nothing about others: its error is NaN.
     """
-    counted = ~values.isnan()
-    kept, group = values[counted].double(), clusters[counted]
-    if not len(kept):
-        return float("nan"), float("nan")
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).scatter_add_(0, group, kept - kept.mean())
-    return float(kept.mean()), float(sums.square().sum().sqrt() / len(kept))
+    sums, sizes = _by_cluster(values, clusters)
+    rows = float(sizes.sum())
+    if not rows:
+        return math.nan, math.nan
+    mean = float(sums.sum()) / rows
+    if len(sums) < 2:
+        return mean, math.nan
+    return mean, float((sums - sizes * mean).square().sum().sqrt()) / rows
 
 
 def bootstrap_interval(
     values: Tensor, clusters: Tensor, *, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> Interval:
-    """Percentile bootstrap interval of the mean of `values` `[N]`, drawing whole clusters; NaN rows are left out."""
-    counted = ~values.isnan()
-    if not counted.any():
-        return Interval(float("nan"), float("nan"))
-    kept = values[counted].double()
-    group = torch.unique(clusters[counted], return_inverse=True)[1]
-    sums = torch.zeros(int(group.max()) + 1, dtype=torch.float64).scatter_add_(0, group, kept)
-    sizes = torch.zeros_like(sums).scatter_add_(0, group, torch.ones_like(kept))
+    """Percentile bootstrap interval of the mean of `values` `[N]`, drawing whole clusters.
+
+    Rows of NaN are left out. Both ends are NaN with fewer than two clusters, which say nothing about others.
+    """
+    sums, sizes = _by_cluster(values, clusters)
+    number = len(sums)
+    if number < 2:
+        return Interval(math.nan, math.nan)
     generator = torch.Generator().manual_seed(seed)
-    means = torch.empty(resamples, dtype=torch.float64)
-    for number in range(resamples):
-        drawn = torch.randint(len(sums), (len(sums),), generator=generator)
-        means[number] = sums[drawn].sum() / sizes[drawn].sum()
-    low, high = means.quantile(torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)).tolist()
+    means = []
+    size = max(1, _BLOCK // number)
+    for first in range(0, resamples, size):
+        drawn = torch.randint(number, (min(size, resamples - first), number), generator=generator)
+        means.append(sums[drawn].sum(dim=1) / sizes[drawn].sum(dim=1))
+    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = torch.cat(means).quantile(ends).tolist()
     return Interval(low, high)
+
+
+def paired_test(a: Tensor, b: Tensor, clusters: Tensor, *, seed: int = 0) -> PairedTest:
+    """Whether two models differ, from their values of the same queries.
+
+    If they do not, the sign of each cluster's summed difference is a coin flip. With up to 12 clusters that
+    differ all flips are counted, with more 9,999 random ones (and the one seen, so that p is never 0).
+
+    Args:
+        a: `[Q]`, of the first model; NaN where it is undefined.
+        b: `[Q]`, of the second.
+        clusters: `[Q]`, 0 or more.
+        seed: of the draws.
+
+    Raises:
+        InputError: the lengths differ.
+    """
+    if not len(a) == len(b) == len(clusters):
+        raise InputError(
+            f"paired values need the same queries; there are {len(a)}, {len(b)}, and {len(clusters)} clusters"
+        )
+    differences = a.double() - b.double()
+    sums, sizes = _by_cluster(differences, clusters)
+    queries = int(sizes.sum())
+    mean = float(sums.sum()) / queries if queries else math.nan
+    p_value = _sign_flips(sums[sums != 0], seed) if len(sums) > 1 else math.nan
+    return PairedTest(mean, bootstrap_interval(differences, clusters, seed=seed), p_value, queries, len(sums))
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction of a family of p-values (Holm, 1979), in their order; NaN is no member."""
+    corrected = [math.nan] * len(p_values)
+    order = sorted((p, i) for i, p in enumerate(p_values) if not math.isnan(p))
+    highest = 0.0
+    for place, (p, i) in enumerate(order):
+        highest = max(highest, min(1.0, (len(order) - place) * p))
+        corrected[i] = highest
+    return corrected
+
+
+def _by_cluster(values: Tensor, clusters: Tensor) -> tuple[Tensor, Tensor]:
+    """Sum and number of the values that are not NaN, float64 `[G]` each, of the clusters that have any."""
+    counted = ~values.isnan()
+    kept = values[counted].double().cpu()
+    found, group = torch.unique(clusters[counted].cpu(), return_inverse=True)
+    sums = torch.zeros(len(found), dtype=torch.float64).scatter_add_(0, group, kept)
+    return sums, torch.bincount(group, minlength=len(found)).double()
+
+
+def _sign_flips(sums: Tensor, seed: int) -> float:
+    """Share of the sign flips whose total is at least as far from 0 as that of `sums`."""
+    number = len(sums)
+    # totals that are equal on paper may differ by rounding
+    seen = float(sums.sum().abs()) - 1e-12 * float(sums.abs().sum())
+    if number <= _EXACT:
+        flips = torch.arange(2**number)[:, None] >> torch.arange(number) & 1
+        return float(((2.0 * flips - 1).double() @ sums).abs().ge(seen).double().mean())
+    generator = torch.Generator().manual_seed(seed)
+    extreme = 1
+    size = max(1, _BLOCK // number)
+    for first in range(0, PERMUTATIONS, size):
+        flips = torch.randint(2, (min(size, PERMUTATIONS - first), number), generator=generator)
+        extreme += int(((2.0 * flips - 1).double() @ sums).abs().ge(seen).sum())
+    return extreme / (PERMUTATIONS + 1)

@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from mofi_lightning.evaluation.measures.retrieval import BLOCK, unit
+from mofi_lightning.evaluation.measures import scores as scoring
+from mofi_lightning.evaluation.measures.embedding_states import LabelledEmbeddings
+from mofi_lightning.evaluation.measures.neighbours import top_k
+from mofi_lightning.evaluation.measures.scores import TIE, unit
 from mofi_lightning.types import InputError
 
 NEIGHBOURS = (1, 20, 200)
@@ -48,7 +49,8 @@ def weighted_knn(
     """Classify each query by the votes exp(similarity / T) of its k most similar rows.
 
     Without `index` the queries search each other, each left out of its own neighbours. A k beyond the rows
-    there are means all of them. Equal votes go to the lowest class id.
+    there are means all of them. Of rows that tie for the k-th place those of the lowest class vote; equal
+    votes go to the lowest class: the order of rows does not matter.
 
     Args:
         embeddings: queries `[Q, D]`; need not be normalised.
@@ -56,57 +58,74 @@ def weighted_knn(
         index: rows that vote `[N, D]`.
         index_labels: their classes `[N]`, 0 or more.
         k: numbers of neighbours to try.
-        temperatures: values of T to try.
+        temperatures: values of T to try, above 0.
+
+    Raises:
+        InputError: arguments that do not fit together, no row that could vote, or an embedding that is not
+            finite.
     """
     if (index is None) != (index_labels is None):
         raise InputError("`index` and `index_labels` go together")
-    leave_one_out = index is None
+    if not (k and temperatures and min(k) > 0 and min(temperatures) > 0):
+        raise InputError(f"kNN needs k and T above 0, at least one each; got k={k}, T={temperatures}")
     queries = unit(embeddings)
     rows = queries if index is None else unit(index)
-    classes = labels.to(rows.device) if index_labels is None else index_labels.to(rows.device)
+    classes = (labels if index_labels is None else index_labels).to(rows.device)
+    for name, vectors, theirs in (("queries", queries, labels), ("index", rows, classes)):
+        if len(vectors) != len(theirs):
+            raise InputError(f"{len(vectors)} embeddings but {len(theirs)} labels of the {name}")
     labels = labels.to(rows.device)
-    available = len(rows) - leave_one_out
-    if available < 1:
-        raise InputError(f"kNN needs at least one neighbour; there are {len(rows)} rows")
-    number_of_classes = int(classes.max()) + 1
+    available = len(rows) - (index is None)
+    if available < 1 or not len(queries):
+        raise InputError(
+            f"kNN needs a query and a neighbour; there are {len(queries)} and {max(0, available)}"
+        )
 
-    sweep = [(n, t) for n in sorted(k) for t in sorted(temperatures)]
+    # by class, so that the first of tied rows is that of the lowest class
+    classes, order = classes.sort(stable=True)
+    place = order.argsort() if index is None else None
+    rows = rows[order]
+
+    sweep = [(n, t) for n in sorted(set(k)) for t in sorted(set(temperatures))]
     correct = torch.zeros(len(sweep), len(queries), dtype=torch.float64, device=rows.device)
-    size = max(1, BLOCK // max(len(rows), number_of_classes))
-    for first in range(0, len(queries), size):
-        block = slice(first, min(first + size, len(queries)))
-        scores = queries[block] @ rows.T
-        if leave_one_out:
-            scores.diagonal(offset=first).fill_(-torch.inf)
-        near = scores.topk(min(max(k), available), dim=1)
-        # fp64 and relative to the nearest: exp(1 / 0.01) does not fit into fp32
-        gap = near.values.double() - near.values[:, :1].double()
-        voters = classes[near.indices]
+    for block in scoring.row_blocks(len(queries), 8 * min(max(k), available), scoring.BLOCK):
+        left_out = None if place is None else place[block]
+        near = top_k(queries[block], rows, max(k), left_out=left_out)
+        gap, voters = near.scores - near.scores[:, :1], classes[near.rows]
         for number, (n, temperature) in enumerate(sweep):
-            votes = torch.zeros(len(gap), number_of_classes, dtype=torch.float64, device=rows.device)
-            votes.scatter_add_(1, voters[:, :n], (gap[:, :n] / temperature).exp())
-            correct[number, block] = (votes.argmax(dim=1) == labels[block]).double()
+            # relative to the nearest: exp(1 / 0.01) is beyond fp32
+            guess = _elected(voters[:, :n], (gap[:, :n] / temperature).exp())
+            correct[number, block] = (guess == labels[block]).double()
     accuracy = {setting: float(correct[i].mean()) for i, setting in enumerate(sweep)}
     best = max(range(len(sweep)), key=lambda i: accuracy[sweep[i]])
     return KNNResult(accuracy, sweep[best], correct[best])
 
 
-class KNNAccuracy(Metric):
-    """Best accuracy of `weighted_knn`'s sweep, each row classified by all others, over all ranks.
+def _elected(voters: Tensor, weights: Tensor) -> Tensor:
+    """Class `[B]` with the most votes of `[B, k]`; the lowest of equals.
 
-    Rows with a negative label are left out.
+    Votes are counted among the classes that vote: memory does not grow with the number of classes.
+    """
+    classes, order = voters.sort(dim=1, stable=True)
+    # number of each class among those that vote for this query
+    starts = torch.ones_like(classes)
+    starts[:, 1:] = (classes[:, 1:] != classes[:, :-1]).long()
+    number = starts.cumsum(dim=1) - 1
+    votes = torch.zeros_like(weights).scatter_add_(1, number, weights.gather(1, order))
+    most = votes.amax(dim=1, keepdim=True)
+    # argmax takes the first of equals only where they are equal to the last bit
+    first = (votes >= most * (1 - TIE)).long().argmax(dim=1, keepdim=True)
+    return classes.gather(1, (number == first).long().argmax(dim=1, keepdim=True)).squeeze(1)
+
+
+class KNNAccuracy(LabelledEmbeddings):
+    """Best accuracy of `weighted_knn`'s sweep, each row classified by all others; see `LabelledEmbeddings`.
 
     Args:
         k: numbers of neighbours to try.
         temperatures: values of T to try.
         kwargs: of `torchmetrics.Metric`.
     """
-
-    is_differentiable = False
-    higher_is_better = True
-    full_state_update = False
-    embeddings: list[Tensor]
-    labels: list[Tensor]
 
     def __init__(
         self,
@@ -117,21 +136,10 @@ class KNNAccuracy(Metric):
         super().__init__(**kwargs)
         self.k = tuple(k)
         self.temperatures = tuple(temperatures)
-        self.add_state("embeddings", default=[], dist_reduce_fx="cat")
-        self.add_state("labels", default=[], dist_reduce_fx="cat")
 
-    def update(self, embeddings: Tensor, labels: Tensor) -> None:
-        """Add rows: `embeddings` `[B, D]`, `labels` `[B]` integer."""
-        labelled = labels >= 0
-        self.embeddings.append(embeddings.detach()[labelled].float())
-        self.labels.append(labels[labelled])
-
-    def compute(self) -> Tensor:
-        """0-D float64 in 0..1."""
-        result = weighted_knn(
-            dim_zero_cat(self.embeddings),
-            dim_zero_cat(self.labels),
-            k=self.k,
-            temperatures=self.temperatures,
-        )
+    def measure(self, embeddings: Tensor, labels: Tensor) -> Tensor:
+        """Share of the rows that are right; NaN for a single row, which has no neighbour."""
+        if len(labels) < 2:
+            return torch.tensor(torch.nan, dtype=torch.float64, device=labels.device)
+        result = weighted_knn(embeddings, labels, k=self.k, temperatures=self.temperatures)
         return result.correct.mean()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,19 +10,21 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchmetrics import Metric
 
-from mofi_lightning.evaluation.measures.retrieval import unit
+from mofi_lightning.evaluation.measures import scores
+from mofi_lightning.evaluation.measures.scores import TIE, exact_scores, row_blocks, unit
+from mofi_lightning.evaluation.templates import check_templates, fill
 from mofi_lightning.types import InputError
 
-# the bare name, and the most general things one says of an image of something
-TEMPLATES = ("{}", "a picture of {}", "an image of {}", "a drawing of {}", "a photo of {}")
+# texts that are embedded at a time: 1,000 classes in 80 templates are never held all at once
+PROMPTS = 4_096
 
 
 def class_weights(
-    encode_text: Callable[[Sequence[str]], Tensor],
-    names: Sequence[str],
-    templates: Sequence[str] = TEMPLATES,
+    encode_text: Callable[[Sequence[str]], Tensor], names: Sequence[str], templates: Sequence[str]
 ) -> Tensor:
     """One unit vector a class: embed its name in every template, normalise each, average, normalise again.
+
+    Classes of the same name get the same vector, to the last bit.
 
     Args:
         encode_text: texts to embeddings `[n, D]`.
@@ -33,32 +35,66 @@ def class_weights(
         `[C, D]` fp32.
 
     Raises:
-        InputError: no template, or one without `{}`.
+        InputError: no class, no template, a template without `{}`, or a class without a name.
     """
-    wrong = [template for template in templates if "{}" not in template]
-    if wrong or not templates:
-        raise InputError(f"template {wrong[0]!r} has no '{{}}'" if wrong else "zero-shot needs a template")
-    prompts = [template.replace("{}", name) for name in names for template in templates]
-    each = unit(encode_text(prompts)).unflatten(0, (len(names), len(templates)))
-    return F.normalize(each.mean(dim=1), dim=1)
+    check_templates(templates)
+    if not names:
+        raise InputError("zero-shot needs a class and there is none")
+    blank = [row for row, name in enumerate(names) if not name.strip()]
+    if blank:
+        raise InputError(f"class {blank[0]} of {len(names)} has no name; give it one, or leave it out")
+    row = {name: number for number, name in enumerate(dict.fromkeys(names))}
+    distinct = list(row)
+    size = max(1, PROMPTS // len(templates))
+    weights = []
+    for first in range(0, len(distinct), size):
+        block = distinct[first : first + size]
+        prompts = [fill(template, name) for name in block for template in templates]
+        each = unit(encode_text(prompts)).unflatten(0, (len(block), len(templates)))
+        weights.append(F.normalize(each.mean(dim=1), dim=1))
+    return torch.cat(weights)[[row[name] for name in names]]
 
 
 def zero_shot_rank(embeddings: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Rank of the true class of each image, 1 for the best; top-k accuracy is the share of ranks <= k.
 
-    A class that ties with the true one stands before it.
+    A class that ties with the true one stands before it: a constant model is never right.
 
     Args:
         embeddings: images `[N, D]`; need not be normalised.
         labels: `[N]`, rows of `weights`.
-        weights: `[C, D]`, of `class_weights`.
+        weights: `[C, D]`, of `class_weights`, or label vectors; need not be normalised.
 
     Returns:
         `[N]` int64 in 1..C.
+
+    Raises:
+        InputError: an embedding or a weight is not finite, or a label is no row of `weights`.
     """
-    logits = unit(embeddings) @ weights.to(embeddings.device).float().T
-    true = logits.gather(1, labels.to(logits.device)[:, None])
-    return (logits >= true).sum(dim=1)
+    ranks = [
+        (cosines >= cosines.gather(1, true[:, None]) - TIE).sum(dim=1)
+        for cosines, true in cosines_in_blocks(embeddings, labels, weights)
+    ]
+    return torch.cat(ranks) if ranks else torch.zeros(0, dtype=torch.long, device=embeddings.device)
+
+
+def cosines_in_blocks(embeddings: Tensor, labels: Tensor, weights: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+    """Cosines `[B, C]` of images with classes, and the images' labels `[B]`, for B images at a time.
+
+    They are fp64 products of fp32 unit vectors, so that ties do not depend on where a row or class stands.
+
+    Raises:
+        InputError: see `zero_shot_rank`.
+    """
+    if len(embeddings) != len(labels):
+        raise InputError(f"{len(embeddings)} embeddings but {len(labels)} labels")
+    images = unit(embeddings)
+    weights, labels = unit(weights.to(images.device)), labels.to(images.device)
+    wrong = labels[(labels < 0) | (labels >= len(weights))].tolist()
+    if wrong:
+        raise InputError(f"label {wrong[0]} is none of the {len(weights)} classes")
+    for block in row_blocks(len(images), len(weights), scores.BLOCK // 2):
+        yield exact_scores(images[block], weights), labels[block]
 
 
 class ZeroShotAccuracy(Metric):
@@ -67,6 +103,7 @@ class ZeroShotAccuracy(Metric):
     Args:
         weights: `[C, D]`, of `class_weights`.
         k: a row counts if its true class is among the k best.
+        per_class: the mean over classes with rows (mean per class recall), not over rows.
         kwargs: of `torchmetrics.Metric`.
     """
 
@@ -77,21 +114,25 @@ class ZeroShotAccuracy(Metric):
     rows: Tensor
     weights: Tensor
 
-    def __init__(self, weights: Tensor, k: int = 1, **kwargs: Any) -> None:
+    def __init__(self, weights: Tensor, k: int = 1, per_class: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.k = k
+        self.per_class = per_class
         self.register_buffer("weights", weights, persistent=False)
-        self.add_state("right", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        self.add_state("rows", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        none = torch.zeros(len(weights), dtype=torch.long)
+        self.add_state("right", default=none, dist_reduce_fx="sum")
+        self.add_state("rows", default=none.clone(), dist_reduce_fx="sum")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add images `[B, D]` with their classes `[B]`; negative labels are left out."""
         labelled = labels >= 0
-        if labelled.any():
-            rank = zero_shot_rank(embeddings[labelled], labels[labelled], self.weights)
-            self.right += (rank <= self.k).sum()
-        self.rows += labelled.sum()
+        labels = labels[labelled].to(self.rows.device)
+        rank = zero_shot_rank(embeddings[labelled], labels, self.weights)
+        self.right += labels[rank <= self.k].bincount(minlength=len(self.rows))
+        self.rows += labels.bincount(minlength=len(self.rows))
 
     def compute(self) -> Tensor:
         """0-D float64 in 0..1; NaN without rows."""
-        return self.right.double() / self.rows
+        if self.per_class:
+            return (self.right.double() / self.rows).nanmean()
+        return self.right.sum().double() / self.rows.sum()

@@ -1,20 +1,32 @@
-"""What `mofi evaluate` and `mofi embed` take as a model: a folder, a checkpoint, or raw pixels."""
+"""What `mofi evaluate` and `mofi embed` take as a model."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 import torch
+from torch import nn
 
-from mofi_lightning.encoders.dual_encoder import load
+from mofi_lightning.encoders import checkpoint
+from mofi_lightning.encoders.peers.loading import MOFI_RELEASE, is_hub_id, load_model
+from mofi_lightning.encoders.peers.open_clip import PREFIX as OPEN_CLIP
 from mofi_lightning.evaluation.embedding.images import EmbeddingModel
+from mofi_lightning.evaluation.models.backbone import BackboneModel, is_backbone, load_backbone
+from mofi_lightning.evaluation.models.content import hash_files, hash_state
 from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
 
 PIXELS = "pixels"
+FORMS = (
+    f"NAME=WHAT or WHAT, where WHAT is {PIXELS}, a model folder, a checkpoint, a run's folder, a Hugging "
+    f"Face folder or hub id OWNER/NAME, {MOFI_RELEASE}FOLDER, {OPEN_CLIP}ARCHITECTURE=PATH, "
+    "timm/ARCHITECTURE.TAG, timm/ARCHITECTURE=WEIGHTS or another backbone"
+)
 
 
 @dataclass(frozen=True)
@@ -23,28 +35,42 @@ class NamedModel:
 
     Attributes:
         name: for tables.
-        path: of its folder or checkpoint; None for raw pixels.
-        run: folder of the training run, where it has one (`metrics.csv`, `summary.json`).
+        origin: what was given for it; recorded as CLIP_benchmark's `pretrained`.
+        path: of its file or folder; None where it comes from a package or a hub.
+        run: folder of the training run, where it may have one (`metrics.csv`, `summary.json`).
     """
 
     name: str
-    path: Path | None
-    run: Path | None
+    origin: str
+    path: Path | None = None
+    run: Path | None = None
 
     def load(self) -> EmbeddingModel:
-        """The model in eval mode, on the GPU if there is one."""
-        if self.path is None:
+        """The model in eval mode and fp32, on the GPU if there is one.
+
+        Raises:
+            InputError: it cannot be loaded.
+        """
+        if self.origin == PIXELS:
             return RawPixels()
-        return load(self.path).to("cuda" if torch.cuda.is_available() else "cpu")
+        model: nn.Module = self._backbone() if is_backbone(self.origin) else load_model(self.origin)
+        return cast(EmbeddingModel, model.float().to("cuda" if torch.cuda.is_available() else "cpu"))
 
     def content_hash(self) -> str:
-        """Hash of the model's files."""
-        return PIXELS if self.path is None else hash_files(self.path)
+        """Hash of all that decides what the model gives: its files, and the form in which they were given.
 
-    @property
-    def origin(self) -> str:
-        """Where it came from, as CLIP_benchmark's `pretrained`."""
-        return PIXELS if self.path is None else str(self.path)
+        Of a model of the hub it is that of the commit. A backbone without a file is loaded for it, and its
+        weights are hashed.
+        """
+        if self.origin == PIXELS:
+            return PIXELS
+        if self.path is not None:
+            return hash_files(checkpoint.model_path(self.path), _split(self.origin)[0])
+        if is_backbone(self.origin):
+            model = self._backbone()
+            return hash_state(model, f"{self.origin} {model.preprocess}")
+        commit = f"{self.origin} {_commit(self.origin)}"
+        return hashlib.blake2b(commit.encode(), digest_size=16).hexdigest()
 
     def training_seconds(self) -> float | None:
         """Training time in the run's `summary.json`."""
@@ -54,46 +80,82 @@ class NamedModel:
         seconds = json.loads(summary.read_text()).get("seconds")
         return None if seconds is None else float(seconds)
 
+    def _backbone(self) -> BackboneModel:
+        return load_backbone(self.origin.partition("=")[0], self.path)
 
-def parse_models(words: list[str]) -> list[NamedModel]:
-    """Models from `NAME=PATH` (model folder, checkpoint, or the folder of a run) or `pixels`.
+
+def parse_models(words: Sequence[str]) -> list[NamedModel]:
+    """Several models, see `parse_model`.
 
     Raises:
-        InputError: no model, a word without `=`, a name twice, nothing at the path.
+        InputError: no model, one that is not there, or a name twice.
     """
     if not words:
-        raise InputError(f"no model to evaluate; give --model NAME=PATH ... or {PIXELS}")
+        raise InputError(f"no model to evaluate; give --model {FORMS}")
     models = [parse_model(word) for word in words]
     names = [model.name for model in models]
     twice = next((name for name in names if names.count(name) > 1), None)
     if twice is not None:
-        raise InputError(f"two models are called {twice!r}; give each NAME=PATH its own name")
+        raise InputError(f"two models are called {twice!r}; write NAME=WHAT, each with a name of its own")
     return models
 
 
 def parse_model(word: str) -> NamedModel:
-    """One model, see `parse_models`."""
-    if word == PIXELS:
-        return NamedModel(PIXELS, None, None)
-    name, equals, rest = word.partition("=")
-    if not (name and equals and rest):
-        raise InputError(f"model {word!r} is neither NAME=PATH nor {PIXELS}")
+    """A model from `NAME=WHAT`, or from `WHAT` alone, then called as its last part.
+
+    A NAME has no slash and no colon.
+
+    WHAT is one of
+
+    - the folder of a `DualEncoder`, a checkpoint of `mofi fit`, or the folder of a training run;
+    - a folder or hub id OWNER/NAME of Hugging Face's CLIP, SigLIP or another model of images and texts;
+    - `hf_mofi:FOLDER`, such a folder with weights released by MOFI's authors, with their exact transform;
+    - `open_clip:ARCHITECTURE=PATH`;
+    - a backbone, `timm/ARCHITECTURE.TAG` with weights from the hub, `timm/ARCHITECTURE=WEIGHTS.safetensors`,
+      or of any other library of `mofi backbones` that has weights; its features are its embeddings;
+    - `pixels`, the raw image at 16 x 16.
+
+    Models of the hub are looked up when they are loaded.
+
+    Raises:
+        InputError: it has none of these forms, or nothing is at its path.
+    """
+    name, equals, what = word.partition("=")
+    if not equals or "/" in name or ":" in name:
+        name, what = "", word
+    if not what or (equals and not name and what != word):
+        raise InputError(f"model {word!r} is not of the form {FORMS}")
+    form, rest = _split(what)
+    name = name or Path(form.removesuffix("=").removeprefix(OPEN_CLIP) if "=" in form else rest).name
+    if what == PIXELS or (is_backbone(what) and not form):
+        return NamedModel(name, what)
     path = Path(rest)
-    if not path.exists():
+    if path.exists():
+        inside = (path / "model" / "config.json").is_file()
+        return NamedModel(name, what, path, path if inside else path.parent)
+    if form or not is_hub_id(what):
+        raise InputError(f"model {name!r}: nothing is at {path}; give {FORMS}")
+    return NamedModel(name, what)
+
+
+def _split(what: str) -> tuple[str, str]:
+    """How the files of a model are to be read, empty for those that say so themselves, and where they are."""
+    if what.startswith(OPEN_CLIP) or is_backbone(what):
+        form, equals, rest = what.partition("=")
+        return (form + equals, rest) if equals else ("", what)
+    rest = what.removeprefix(MOFI_RELEASE)
+    return what[: len(what) - len(rest)], rest
+
+
+def _commit(hub_id: str) -> str:
+    """The commit that a model of the hub is of, here or, if it can be reached, there."""
+    import transformers
+
+    try:
+        config = transformers.utils.cached_file(hub_id, "config.json")
+    except Exception as error:  # transformers and the hub's client each raise kinds of their own
+        reason = " ".join(str(error).split())[:200]
         raise InputError(
-            f"model {name!r}: nothing is at {path}; give a model folder, a checkpoint or a run's folder"
-        )
-    if (path / "model" / "config.json").is_file():
-        return NamedModel(name, path / "model", path)
-    return NamedModel(name, path, path.parent)
-
-
-def hash_files(path: Path) -> str:
-    """Hash of the content of a file, or of the names and contents of all files below a folder."""
-    digest = hashlib.blake2b(digest_size=16)
-    files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
-    for file in files:
-        digest.update(str(file.relative_to(path)).encode() + b"\0")
-        with file.open("rb") as stream:
-            digest.update(hashlib.file_digest(stream, "sha256").digest())
-    return digest.hexdigest()
+            f"no model at {hub_id}: neither a folder nor on the Hugging Face hub ({reason}); give {FORMS}"
+        ) from error
+    return Path(str(config)).parent.name

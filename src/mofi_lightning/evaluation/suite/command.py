@@ -25,14 +25,17 @@ def evaluate(
     repeats only what is new.
 
     Args:
-        model: `NAME=PATH` each, PATH a model folder, a checkpoint or a training run's folder; `pixels` is
-            the raw image at 16 x 16.
+        model: `NAME=WHAT` or WHAT each, WHAT a model folder, a checkpoint, the folder of a training run, a
+            Hugging Face folder or hub id OWNER/NAME (CLIP, SigLIP), `hf_mofi:FOLDER` (weights of MOFI's
+            authors), `open_clip:ARCHITECTURE=PATH`, a backbone with its weights (`timm/ARCHITECTURE.TAG`,
+            `timm/ARCHITECTURE=WEIGHTS`, `efficientnet_lite/lite0`), or `pixels`, the raw image at 16 x 16.
         suite: YAML files with data sets and what to measure on them; configs/evaluation holds some.
         data: data sets to measure in the standard way: a split of a pairs folder (`pairs/test.parquet`), a
-            GPR1200 folder, a folder with one subfolder a class.
+            data set of `mofi curate`, GPR1200, ImageNet, a folder with one subfolder a class, tars in
+            CLIP_benchmark's layout, captions in Karpathy's JSON.
         output: folder for the results.
         curation: data sets of `mofi curate` whose counts the report shows: folders, or their curation.json.
-        skip_missing: leave out data sets of a suite that are not there, with a warning.
+        skip_missing: leave out data sets of a suite that cannot be opened, with a warning that says why.
         workers: threads that decode images.
     """
     from mofi_lightning.evaluation.models.words import parse_models

@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import json
 import math
 import os
@@ -21,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mofi_lightning.evaluation.base import Measurement, Scores
+from mofi_lightning.evaluation.base import Evaluator, Measurement, Scores
 from mofi_lightning.evaluation.measures.confidence import bootstrap_interval, mean_and_error
 from mofi_lightning.types import InputError
 
@@ -91,6 +92,12 @@ def hash_settings(settings: Mapping[str, Any], versions: Mapping[str, str]) -> s
     """Hash of what a result depends on."""
     text = json.dumps([settings, versions], sort_keys=True, default=str)
     return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()
+
+
+def hash_source(evaluator: Evaluator) -> str:
+    """Hash of the file that defines an evaluator's class: that of a plugin may change at any time."""
+    source = inspect.getsourcefile(type(evaluator))
+    return "" if source is None else hashlib.blake2b(Path(source).read_bytes(), digest_size=16).hexdigest()
 
 
 def result_file(folder: Path, model: str, dataset: str, task: str) -> Path:

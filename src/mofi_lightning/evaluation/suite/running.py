@@ -9,12 +9,13 @@ from pathlib import Path
 
 from mofi_lightning.evaluation.base import Evaluator
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
-from mofi_lightning.evaluation.embedding.embedder import Embedder
+from mofi_lightning.evaluation.embedding.embedder import Deferred, Embedder
 from mofi_lightning.evaluation.embedding.images import EmbeddedImages
 from mofi_lightning.evaluation.models.words import NamedModel
 from mofi_lightning.evaluation.suite.results import (
     Result,
     hash_settings,
+    hash_source,
     read_result,
     result_file,
     summarise,
@@ -83,22 +84,32 @@ class SuiteRun:
 
     def __iter__(self) -> Iterator[Evaluated]:
         for model in self.models:
-            model_hash = model.content_hash()
+            try:
+                model_hash = model.content_hash()
+            except InputError as error:
+                self._fail(f"{model.name}: {error}")
+                continue
             embedder = Embedder(
-                model.load(), self.output / "cache", model_hash, self.workers, description=model.name
+                Deferred(model.load), self.output / "cache", model_hash, self.workers, description=model.name
             )
             for name, data in self._data.items():
                 try:
-                    results = {
-                        evaluator.task: _result(
-                            model, model_hash, embedder, name, data, evaluator, self.output
-                        )
-                        for evaluator in self.suite.tasks[name].evaluators
-                    }
-                    yield Evaluated(model, name, data, embedder.images(data), results)
+                    yield self._evaluate(model, model_hash, embedder, name, data)
                 except InputError as error:
-                    self.failures.append(f"{model.name} on {name}: {error}")
-                    _log.error("%s", self.failures[-1])
+                    self._fail(f"{model.name} on {name}: {error}")
+
+    def _evaluate(
+        self, model: NamedModel, model_hash: str, embedder: Embedder, name: str, data: EvaluationSet
+    ) -> Evaluated:
+        results = {
+            evaluator.task: _result(model, model_hash, embedder, name, data, evaluator, self.output)
+            for evaluator in self.suite.tasks[name].evaluators
+        }
+        return Evaluated(model, name, data, embedder.images(data), results)
+
+    def _fail(self, what: str) -> None:
+        self.failures.append(what)
+        _log.error("%s", what)
 
 
 def _open_all(suite: Suite, skip_missing: bool) -> dict[str, EvaluationSet]:
@@ -128,7 +139,12 @@ def _result(
     evaluator: Evaluator,
     output: Path,
 ) -> Result:
-    settings = {"evaluator": evaluator.config, "data": data.fingerprint, "model": model_hash}
+    settings = {
+        "evaluator": evaluator.config,
+        "source": hash_source(evaluator),
+        "data": data.fingerprint,
+        "model": model_hash,
+    }
     settings_hash = hash_settings(settings, versions())
     file = result_file(output, model.name, dataset, evaluator.task)
     if file.is_file():

@@ -31,11 +31,9 @@ class Suite:
 
     Attributes:
         tasks: by the name under which tables and files show the data set.
-        macro: also show the mean over the data sets of each measure, as VTAB does.
     """
 
     tasks: dict[str, Task]
-    macro: bool = False
 
 
 def load_suites(files: Sequence[Path], paths: Sequence[str]) -> Suite:
@@ -45,29 +43,39 @@ def load_suites(files: Sequence[Path], paths: Sequence[str]) -> Suite:
         InputError: no task, a name twice, or a file that is no suite.
     """
     tasks: dict[str, Task] = {}
-    macro = False
     for file in files:
         suite = _parse(file)
-        macro |= suite.macro
         for name, task in suite.tasks.items():
             if name in tasks:
                 raise InputError(f"two data sets are called {name!r}, the second in {file}; rename one")
             tasks[name] = task
     for path in paths:
-        data = at_path(path)
-        name = data.open().name
+        name = _name(Path(path))
         if name in tasks:
             raise InputError(f"two data sets are called {name!r}; name them in a suite's YAML")
-        tasks[name] = Task(data)
+        tasks[name] = Task(at_path(path))
     if not tasks:
         raise InputError(
             "nothing to evaluate on; give --data pairs/test.parquet or "
             "--suite configs/evaluation/standard.yaml"
         )
-    return Suite({name: _complete(task) for name, task in tasks.items()}, macro)
+    return Suite({name: _complete(name, task) for name, task in tasks.items()})
 
 
-def _complete(task: Task) -> Task:
+def _name(path: Path) -> str:
+    """The name of a folder; of a file also that of its folder, because every folder has a test.parquet."""
+    path = path.resolve()
+    return path.name if path.is_dir() else f"{path.parent.name}/{path.stem}"
+
+
+def _complete(name: str, task: Task) -> Task:
+    kinds = [evaluator.task for evaluator in task.evaluators]
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise InputError(
+            f"data set {name!r} is measured by two evaluators of {twice}, whose results would have one name; "
+            "name the data set twice"
+        )
     return Task(task.data, task.evaluators or standard_evaluators())
 
 

@@ -25,6 +25,12 @@ from mofi_lightning.training.checkpoints.folders import (
     remove_superseded,
     step_of,
 )
+from mofi_lightning.training.checkpoints.monitored import (
+    evaluation_of,
+    measured_between_steps,
+    refuse_unlogged,
+    score_of,
+)
 from mofi_lightning.training.checkpoints.strategy import Background, FolderCheckpoints
 from mofi_lightning.types import InputError
 
@@ -44,7 +50,7 @@ class StepCheckpoint(ModelCheckpoint):
         every_n_steps: optimizer steps between two checkpoints.
         keep_last: how many of the newest are kept.
         monitor: a logged value, such as val/map, whose best checkpoint so far is kept in `checkpoints/best`;
-            looked at after each validation.
+            looked at after each validation, or whenever the `Evaluation` that logs it has measured.
         mode: whether the largest ('max') or the smallest ('min') value is the best; goes with `monitor`.
 
     Attributes:
@@ -102,6 +108,9 @@ class StepCheckpoint(ModelCheckpoint):
             refuse_earlier_run(root)
         else:
             refuse_branching(root, trainer.global_step)
+        if self.monitor is not None:
+            refuse_unlogged(trainer, self.monitor)
+            self._look_again(trainer, self.monitor)
         if not trainer.fast_dev_run:  # type: ignore[attr-defined]
             # before hours of training, not after
             _strategy(trainer).check_savable(
@@ -115,6 +124,8 @@ class StepCheckpoint(ModelCheckpoint):
             self.save_now(trainer)
         elif step % self.every_n_steps == 0 and self._may_save(trainer):
             self._save(trainer, checkpoint_path(self._folder, step), background=True)
+        if self.monitor and self._may_save(trainer) and measured_between_steps(trainer, self.monitor):
+            self._consider(trainer, score_of(trainer, self.monitor))
 
     def on_train_epoch_end(self, *args: Any) -> None:
         """Steps count, not epochs."""
@@ -123,15 +134,9 @@ class StepCheckpoint(ModelCheckpoint):
         """Keep the checkpoint of this step if it is the best so far."""
         if self.monitor is None or trainer.state.fn != TrainerFn.FITTING or trainer.sanity_checking:
             return
-        found = trainer.callback_metrics.get(self.monitor)
-        if found is None:
-            raise InputError(
-                f"StepCheckpoint.monitor is {self.monitor!r}, which validation does not log; it logs "
-                f"{', '.join(sorted(name for name in trainer.callback_metrics if name.startswith('val')))}"
-            )
-        score = trainer.strategy.broadcast(float(found))
-        if trainer.strategy.broadcast(self._is_best(score)):
-            self._keep_best(trainer, score)
+        evaluation = evaluation_of(trainer, self.monitor)
+        if evaluation is None or evaluation.every_n_steps is None:
+            self._consider(trainer, score_of(trainer, self.monitor))
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Let a write that has begun come to its end."""
@@ -201,6 +206,22 @@ class StepCheckpoint(ModelCheckpoint):
                 error,
                 _newest_intact(path),
             )
+
+    def _look_again(self, trainer: Trainer, monitor: str) -> None:
+        """At a step that a run goes on from, and that was measured once more before it does."""
+        evaluation = evaluation_of(trainer, monitor)
+        if evaluation is None or evaluation.step != trainer.global_step or not self._may_save(trainer):
+            return
+        present = checkpoint_path(self._folder, trainer.global_step)
+        if trainer.ckpt_path is not None and Path(trainer.ckpt_path).resolve() == present.resolve():
+            self._saved = present
+            self._consider(trainer, score_of(trainer, monitor))
+
+    def _consider(self, trainer: Trainer, score: float | None) -> None:
+        """Keep the present step if its score is the best so far; None if it has none."""
+        score = trainer.strategy.broadcast(score)
+        if score is not None and trainer.strategy.broadcast(self._is_best(score)):
+            self._keep_best(trainer, score)
 
     def _is_best(self, score: float) -> bool:
         try:

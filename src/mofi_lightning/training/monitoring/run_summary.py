@@ -12,6 +12,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from mofi_lightning.training.checkpoints.callback import StepCheckpoint
+from mofi_lightning.training.monitoring.evaluation import Evaluation
 from mofi_lightning.training.monitoring.peak_rates import peak_rate
 from mofi_lightning.training.planning.flops import image_flops, text_flops
 from mofi_lightning.types import Batch, InputError
@@ -24,7 +25,7 @@ class _Totals(NamedTuple):
     """Of all ranks, but for the times, which are this rank's.
 
     Attributes:
-        seconds: of training, without validation and checkpoints.
+        seconds: of training, without validation, evaluation and checkpoints.
         waited: seconds between steps: for the next batch, the logger, other callbacks.
         images: trained on.
         tokens: of the images' texts, their padding included.
@@ -48,9 +49,9 @@ class RunSummary(Callback):
     devices (PaLM, arXiv 2204.02311, appendix B).
 
     `<default_root_dir>/summary.json` holds seconds, steps, images_per_second, data_wait, mfu, memory_gb (the
-    most of the run), skipped_steps and bad_rows. They go on over resumes; times leave validation and
-    checkpoints out. Times, memory and bad rows are those of the first process; bad rows are the ones it
-    replaced because they could not be read, by source and kind.
+    most of the run), skipped_steps and bad_rows. They go on over resumes; times leave validation,
+    evaluation and checkpoints out. Times, memory and bad rows are those of the first process; bad rows are
+    the ones it replaced because they could not be read, by source and kind.
 
     Args:
         peak_flops: FLOP/s of one device in the precision of the run, where `train/mfu` would not know it.
@@ -68,7 +69,7 @@ class RunSummary(Callback):
         self._window = _Totals()  # the totals when they were logged
         self._started = 0.0
         self._ended = 0.0
-        self._saving = 0.0
+        self._paused = 0.0
         self._text_flops: dict[int, int] = {}  # by the number of tokens
         self._image_flops: int | None = None
 
@@ -89,16 +90,20 @@ class RunSummary(Callback):
     def on_train_batch_start(
         self, trainer: Trainer, pl_module: LightningModule, batch: Batch, batch_idx: int
     ) -> None:
-        """The time between steps ends; what was spent on a checkpoint meanwhile does not count."""
-        saving = _seconds_of_checkpoints(trainer)
-        self._ended += saving - self._saving
-        self._saving = saving
+        """The time between steps ends; what was spent on checkpoints and evaluations does not count."""
+        paused = _seconds_paused(trainer)
+        self._ended += paused - self._paused
+        self._paused = paused
         self._started = time.perf_counter()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Count the step; hand speed and memory to the module, which logs them, at the trainer's interval."""
+        pause = _seconds_paused(trainer) - self._paused  # of an evaluation whose hook came before this one
+        self._started += pause
+        self._ended += pause
+        self._paused += pause
         now = time.perf_counter()
         seconds, waited, images, tokens = self.totals
         rows = len(batch["image"]) * trainer.world_size
@@ -147,7 +152,7 @@ class RunSummary(Callback):
 
     def _restart(self, trainer: Trainer) -> None:
         self._ended = time.perf_counter()
-        self._saving = _seconds_of_checkpoints(trainer)
+        self._paused = _seconds_paused(trainer)
 
     def _log(self, trainer: Trainer, module: PretrainingModule) -> None:
         now, then = self.totals, self._window
@@ -207,6 +212,6 @@ def _passes(tower: torch.nn.Module) -> int:
     return 3 if any(p.requires_grad for p in tower.parameters()) else 1
 
 
-def _seconds_of_checkpoints(trainer: Trainer) -> float:
+def _seconds_paused(trainer: Trainer) -> float:
     callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
-    return sum(c.seconds for c in callbacks if isinstance(c, StepCheckpoint))
+    return sum(c.seconds for c in callbacks if isinstance(c, StepCheckpoint | Evaluation))

@@ -1,0 +1,122 @@
+"""Nearest neighbours, exact and in a well defined order."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from mofi_lightning.evaluation.measures import scores as scoring
+from mofi_lightning.evaluation.measures.scores import (
+    TIE,
+    exact_pairs,
+    exact_scores,
+    fp32_scores,
+    unit,
+    window,
+)
+from mofi_lightning.types import InputError
+
+# rows of the index that are searched at a time
+TILE = 2**14
+# candidates beyond the k best: near-ties of the last one that are put in order without a second search
+SPARE = 8
+
+
+class Neighbours(NamedTuple):
+    """The k nearest rows of each query, nearest first; of rows that tie, the lower stands first.
+
+    Attributes:
+        scores: `[Q, k]` float64 cosines, rounded to `TIE`.
+        rows: `[Q, k]` int64 rows of the index.
+    """
+
+    scores: Tensor
+    rows: Tensor
+
+
+def top_k(queries: Tensor, index: Tensor, k: int, *, left_out: Tensor | None = None) -> Neighbours:
+    """The k rows of `index` with the highest cosine for each query, as FAISS' exact IndexFlatIP finds them.
+
+    Memory grows with neither the queries nor the index, beyond the results and normalised copies of what is
+    not normalised fp32 yet (`unit`).
+
+    Args:
+        queries: `[Q, D]`.
+        index: `[N, D]`.
+        k: number of neighbours; of an index of fewer rows all are returned.
+        left_out: a row of the index for each query that is not searched `[Q]`: the query itself.
+
+    Raises:
+        InputError: an embedding is not finite, or there is no row to search.
+    """
+    wanted = min(k, len(index) - (left_out is not None))
+    if wanted < 1:
+        raise InputError(
+            f"a search needs k >= 1 and a row to find; k is {k}, the index has {len(index)} rows"
+        )
+    queries, index = unit(queries), unit(index)
+    result = Neighbours(
+        torch.empty(len(queries), wanted, dtype=torch.float64, device=index.device),
+        torch.empty(len(queries), wanted, dtype=torch.long, device=index.device),
+    )
+    for rows in scoring.row_blocks(len(queries), min(TILE, len(index)) + 8 * wanted, scoring.BLOCK):
+        found = _search(queries[rows], index, wanted, None if left_out is None else left_out[rows])
+        for whole, part in zip(result, found, strict=True):
+            whole[rows] = part
+    return result
+
+
+def nearest_neighbours(embeddings: Tensor, queries: Sequence[int], k: int) -> Tensor:
+    """Row numbers `[len(queries), k]` of the nearest other rows of `embeddings` `[N, D]`, nearest first."""
+    rows = torch.as_tensor(queries, dtype=torch.long, device=embeddings.device)
+    vectors = unit(embeddings)
+    return top_k(vectors[rows], vectors, k, left_out=rows).rows
+
+
+def _search(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> Neighbours:
+    searched = len(index) - (left_out is not None)
+    scores, rows = _candidates(queries, index, min(k + SPARE, searched), left_out)
+    query = torch.arange(len(queries), device=index.device)[:, None].expand_as(rows)
+    exact = exact_pairs(queries, index, query.flatten(), rows.flatten()).view_as(scores)
+    result = _first(_rounded(exact), rows, k)
+    if k + SPARE < searched:
+        # rows that were not taken may still tie with the last of the k
+        unsure = scores[:, -1] >= scores[:, k - 1] - window(index.shape[1])
+        for part in scoring.row_blocks(int(unsure.sum()), len(index)):
+            again = unsure.nonzero().flatten()[part]
+            everything = exact_scores(queries[again], index)
+            if left_out is not None:
+                everything.scatter_(1, left_out[again, None], -torch.inf)
+            values, order = _rounded(everything).sort(dim=1, descending=True, stable=True)
+            result.scores[again], result.rows[again] = values[:, :k], order[:, :k]
+    return result
+
+
+def _candidates(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> tuple[Tensor, Tensor]:
+    """The best by fp32 scores `[B, k]`, with their rows, a tile of the index at a time."""
+    best = queries.new_empty(len(queries), 0)
+    rows = torch.empty(len(queries), 0, dtype=torch.long, device=index.device)
+    for first in range(0, len(index), TILE):
+        scores = fp32_scores(queries, index[first : first + TILE])
+        if left_out is not None:
+            column = left_out - first
+            here = ((column >= 0) & (column < scores.shape[1])).nonzero().flatten()
+            scores[here, column[here]] = -torch.inf
+        near = scores.topk(min(k, scores.shape[1]), dim=1)
+        best, rows = torch.cat([best, near.values], dim=1), torch.cat([rows, near.indices + first], dim=1)
+        best, kept = best.topk(min(k, best.shape[1]), dim=1)
+        rows = rows.gather(1, kept)
+    return best, rows
+
+
+def _first(scores: Tensor, rows: Tensor, k: int) -> Neighbours:
+    by_row, order = rows.sort(dim=1)
+    values, place = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
+    return Neighbours(values[:, :k], by_row.gather(1, place)[:, :k])
+
+
+def _rounded(scores: Tensor) -> Tensor:
+    return (scores / TIE).round() * TIE
