@@ -66,6 +66,17 @@ def test_two_classes_equal_scikit_learn_too():
     torch.testing.assert_close(weight, torch.from_numpy(peer.coef_[0]), rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("penalty", (1e4, 1e6, 1e9))
+def test_penalty_that_rules_still_tells_the_classes_apart(penalty):
+    features, _ = probe_data(90, 1)
+    fit = fit_linear_probe(features, torch.arange(90) % 3, penalty=penalty)
+    peer = LogisticRegression(C=1 / penalty, tol=1e-14, max_iter=20_000)
+    centred = (features.double() - features.double().mean(dim=0)).numpy()
+    peer.fit(centred, np.arange(90) % 3)
+    right = fit.classifier.hits(features, torch.arange(90) % 3)[1].numpy()
+    assert np.array_equal(right, peer.predict(centred) == np.arange(90) % 3) and right.any()
+
+
 def test_lambdas_are_the_96_steps_of_clip():
     assert len(LAMBDAS) == 97 and LAMBDAS[0] == pytest.approx(1e-6) and LAMBDAS[-1] == pytest.approx(1e6)
     assert LAMBDAS[8] / LAMBDAS[0] == pytest.approx(10)

@@ -62,6 +62,18 @@ def test_evaluate_compares_models_and_a_second_run_makes_nothing_again(
     assert (tmp_path / "table.csv").read_text().splitlines()[0].split(",")[:2] == ["dataset", "model"]
 
 
+def test_a_model_added_later_is_compared_with_what_is_there(tmp_path, emoji_slice, run, capsys):
+    data = ("--data", emoji_slice / "test.parquet", "--output", tmp_path)
+    _evaluate("--model", "pixels", *data)
+    _evaluate("--model", "pixels", f"clip={run}", *data)
+    differences = (tmp_path / "table.md").read_text().partition("| better ")[2]
+    assert "| map " in differences and "pixels" in differences and "clip" in differences
+    _evaluate("--model", f"clip={run}", *data)
+    assert "also holds results of pixels" in capsys.readouterr().out
+    main(["evaluate", "table", str(tmp_path)])
+    assert (tmp_path / "table.md").read_text().partition("| better ")[2] == differences
+
+
 def test_another_setting_measures_again_without_embedding(tmp_path, emoji_slice, monkeypatch):
     suite = tmp_path / "suite.yaml"
 

@@ -49,8 +49,9 @@ def test_a_model_with_embeddings_that_are_not_finite_is_named_and_the_others_go_
         )
     assert {result.model for result in read_results(tmp_path)} == {"pixels"}
     error = capsys.readouterr().err
-    assert "1 of the evaluations failed, the first: broken on emoji_slice/test" in error
+    assert "mofi: broken on emoji_slice/test: " in error
     assert "embeddings of broken are not finite" in error
+    assert "1 of the evaluations failed; the lines above say why" in error
 
 
 def test_a_damaged_result_is_made_anew_with_the_same_numbers(tmp_path, emoji_slice, caplog):

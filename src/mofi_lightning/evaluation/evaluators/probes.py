@@ -149,9 +149,9 @@ def _refuse_broken(images: LabelledImages, data: EvaluationSet, embedder: Embedd
     if broken:
         shown = ", ".join(str(data.keys[row]) for row in broken[:_SHOWN])
         raise InputError(
-            f"{len(broken)} of {len(images.rows)} features of {embedder.description or 'the model'} are not "
-            f"finite ({shown}{', ...' if len(broken) > _SHOWN else ''}); the model is broken, or these images "
-            "break it"
+            f"{len(broken)} of {len(images.rows)} features of {embedder.description or 'the model'} are "
+            f"not finite ({shown}{', ...' if len(broken) > _SHOWN else ''}); the model is broken, or these "
+            "images break it"
         )
 
 

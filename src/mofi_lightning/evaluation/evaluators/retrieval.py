@@ -83,8 +83,8 @@ def split_queries(images: LabelledImages, data: EvaluationSet) -> tuple[Labelled
     queries, index = _rows(images, is_query), _rows(images, ~is_query)
     if not len(queries.rows) or not len(index.rows):
         raise InputError(
-            f"data set {data.name} has {len(queries.rows)} queries and {len(index.rows)} images to search that can "
-            "be decoded; both are needed"
+            f"data set {data.name} has {len(queries.rows)} queries and {len(index.rows)} images to search "
+            "that can be decoded; both are needed"
         )
     return queries, index
 

@@ -7,8 +7,8 @@ together. Features are not standardised, as there.
 The objective is sum of cross-entropies + lambda / 2 * ||weight||^2, the bias free: scikit-learn's
 `LogisticRegression` with C = 1 / lambda (for two classes C = 2 / lambda, as it keeps one row of weights for
 both). It is minimised in fp64 along the features' principal axes, each scaled by its curvature, and as its
-logarithm, so that "small gradient" is relative: the same minimum, reached in a fraction of the iterations, also
-where the classes are separable and an absolute tolerance stops far from it.
+logarithm, so that "small gradient" is relative: the same minimum, reached in a fraction of the iterations,
+also where the classes are separable and an absolute tolerance stops far from it.
 """
 
 from __future__ import annotations
@@ -90,8 +90,8 @@ def fit_linear_probe(
         title: of a progress bar; None shows none.
 
     Raises:
-        InputError: a feature is not finite, there are fewer than two classes, or no class has the two rows that
-            the search for lambda needs.
+        InputError: a feature is not finite, there are fewer than two classes, or no class has the two rows
+            that the search for lambda needs.
     """
     order = content_order(features, labels)
     classes, targets = torch.unique(labels[order], return_inverse=True)
@@ -173,7 +173,7 @@ class _Problem:
         from scipy.optimize import minimize
 
         rows = len(self.targets)
-        # the curvature of a softmax over C equal classes is (1 - 1 / C) / C in every direction of the features
+        # a softmax over C equal classes has curvature (1 - 1 / C) / C in every direction of the features
         curvature = (1 - 1 / self.classes) / self.classes
         scale = (curvature * self.variances + penalty / rows).rsqrt()
         scale = torch.cat([scale, scale.new_tensor([curvature]).rsqrt()])
@@ -187,10 +187,14 @@ class _Problem:
             value = loss + penalty / 2 * weight.square().sum()
             return math.log(value), (gradient * (scale / value)).flatten().cpu().numpy()
 
-        zero = torch.zeros(shape, dtype=torch.float64) if start is None else (start / scale).cpu()
+        if start is None:
+            # a step along the gradient is the minimum where the penalty rules; there weights of 0, which tell
+            # nothing apart, have a gradient as small as any tolerance
+            start = self.loss(torch.zeros(shape, dtype=torch.float64, device=scale.device))[1]
+            start *= -scale.square() / rows
         found = minimize(
             objective,
-            zero.flatten().numpy(),
+            (start / scale).flatten().cpu().numpy(),
             jac=True,
             method="L-BFGS-B",
             options={

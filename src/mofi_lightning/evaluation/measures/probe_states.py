@@ -15,7 +15,8 @@ from mofi_lightning.types import InputError
 class ProbeStates(EmbeddingStates):
     """Base class of metrics that fit a classifier on some rows and test it on the others.
 
-    States are those of `EmbeddingStates`. Rows with a negative label are left out. Each rank fits the same classifier.
+    States are those of `EmbeddingStates`. Rows with a negative label are left out.
+    Each rank fits the same classifier.
 
     Args:
         kwargs: of `torchmetrics.Metric`.

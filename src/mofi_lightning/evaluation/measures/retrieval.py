@@ -14,10 +14,7 @@ import torch
 from torch import Tensor
 
 from mofi_lightning.evaluation.measures.embedding_states import LabelledEmbeddings
-from mofi_lightning.evaluation.measures.neighbours import nearest_neighbours as nearest_neighbours
 from mofi_lightning.evaluation.measures.ranking import RankedPositives, ranked_positives
-from mofi_lightning.evaluation.measures.scores import BLOCK as BLOCK
-from mofi_lightning.evaluation.measures.scores import unit as unit
 
 Measure = Callable[[RankedPositives], Tensor]
 

@@ -41,9 +41,10 @@ def evaluate(
     from mofi_lightning.evaluation.models.words import parse_models
     from mofi_lightning.evaluation.report.contents import ModelReport
     from mofi_lightning.evaluation.report.page import write_report
+    from mofi_lightning.evaluation.suite.results import read_results
     from mofi_lightning.evaluation.suite.running import SuiteRun
     from mofi_lightning.evaluation.suite.suite import load_suites
-    from mofi_lightning.evaluation.suite.table import ResultTable, write_tables
+    from mofi_lightning.evaluation.suite.table import MARKDOWN, write_tables
 
     named = parse_models(model)
     counts = [path / "curation.json" if path.is_dir() else path for path in curation]
@@ -57,14 +58,16 @@ def evaluate(
             kinds = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
             print(f"{evaluated.model.name} on {evaluated.dataset}: images left out: {kinds}")
     if not reports:
-        raise InputError(f"nothing could be measured: {run.failures[0]}")
-    rows = ResultTable.of([result for report in reports for result in report.results.values()])
-    write_tables(output, rows)
+        raise InputError("nothing could be measured; the lines above say why")
+    write_tables(output, [result for report in reports for result in report.results.values()])
     write_report(output / "report.html", reports, funnels)
-    print(rows.markdown(), end="")
-    print(f"{output / 'report.html'} compares them")
+    print((output / MARKDOWN).read_text(), end="")
+    print(f"\n{output / 'report.html'} compares them")
+    others = sorted({result.model for result in read_results(output)} - {m.name for m in named})
+    if others:
+        print(f"{output} also holds results of {', '.join(others)}; `mofi evaluate table {output}` shows all")
     if run.failures:
-        raise InputError(f"{len(run.failures)} of the evaluations failed, the first: {run.failures[0]}")
+        raise InputError(f"{len(run.failures)} of the evaluations failed; the lines above say why")
 
 
 def _read_json(file: Path) -> Any:

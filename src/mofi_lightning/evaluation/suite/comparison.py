@@ -87,8 +87,9 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
         )
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return (
-        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes, p of a sign-flip "
-        "permutation test over classes, corrected by Holm for the pairs of a measure and data set.\n"
+        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes, "
+        "p of a sign-flip permutation test over classes, corrected by Holm for the pairs of a measure and "
+        "data set.\n"
     )
 
 
@@ -126,8 +127,8 @@ def _refuse_unpaired(first: Result, second: Result, measure: str) -> None:
     for setting, what in (("data", "images"), ("evaluator", "settings of the measure")):
         if first.settings.get(setting) != second.settings.get(setting):
             raise InputError(
-                f"{first.task} of {first.model!r} and {second.model!r} on {first.dataset!r} cannot be compared: the "
-                f"{what} differ; run `mofi evaluate` with both models again"
+                f"{first.task} of {first.model!r} and {second.model!r} on {first.dataset!r} cannot be "
+                f"compared: the {what} differ; run `mofi evaluate` with both models again"
             )
     a, b = first.scores[measure], second.scores[measure]
     if len(a.values) != len(b.values) or a.over != b.over:

@@ -27,6 +27,17 @@ from mofi_lightning.evaluation.measures.confidence import bootstrap_interval, me
 from mofi_lightning.types import InputError
 
 RESULTS = "results"
+# of the columns in tables
+_ORDER = (
+    "retrieval",
+    "knn",
+    "zeroshot_classification",
+    "zeroshot_retrieval",
+    "linear_probe",
+    "ridge_probe",
+    "devise_zeroshot",
+    "conse_zeroshot",
+)
 
 
 @dataclass(frozen=True)
@@ -119,15 +130,13 @@ def write_result(folder: Path, result: Result) -> None:
     vectors.unlink(missing_ok=True)
     if result.scores:
         tensors: dict[str, Tensor] = {}
-        over: dict[str, str] = {}
         for name, scores in result.scores.items():
             tensors[f"{name}.values"] = scores.values.contiguous()
             tensors[f"{name}.clusters"] = scores.clusters.clone()
-            over[name] = scores.over
-        save_file(tensors, f"{vectors}.partial", metadata=over)
+        save_file(tensors, f"{vectors}.partial")
         os.replace(f"{vectors}.partial", vectors)
     content = asdict(Result(**{**vars(result), "scores": {}}))
-    content.pop("scores")
+    content["scores"] = {name: scores.over for name, scores in result.scores.items()}
     partial = file.with_suffix(".partial")
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(partial, file)
@@ -144,7 +153,8 @@ def read_result(file: Path) -> Result:
         for name in ("measures", "notes"):
             content[name] = tuple(content[name])
         content["intervals"] = {name: tuple(pair) for name, pair in content["intervals"].items()}
-        scores = _read_scores(file.with_suffix(".safetensors")) if content["errors"] else {}
+        over = content.pop("scores")
+        scores = _read_scores(file.with_suffix(".safetensors"), over) if over else {}
         return Result(**content, scores=scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(
@@ -152,13 +162,12 @@ def read_result(file: Path) -> Result:
         ) from error
 
 
-def _read_scores(file: Path) -> dict[str, Scores]:
-    scores = {}
+def _read_scores(file: Path, over: Mapping[str, Any]) -> dict[str, Scores]:
     with safe_open(file, "pt") as stored:
-        for name, over in stored.metadata().items():
-            values, clusters = stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.clusters")
-            scores[name] = Scores(values, clusters, over)
-    return scores
+        return {
+            name: Scores(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.clusters"), what)
+            for name, what in over.items()
+        }
 
 
 def read_results(folder: Path) -> list[Result]:
@@ -170,7 +179,11 @@ def read_results(folder: Path) -> list[Result]:
     found = [read_result(file) for file in _files(folder)]
     if not found:
         raise InputError(f"{folder} holds no results; `mofi evaluate --output {folder}` writes them")
-    return sorted(found, key=lambda result: (result.dataset, result.model, result.task))
+    return sorted(found, key=lambda result: (result.dataset, result.model, _place(result.task), result.task))
+
+
+def _place(task: str) -> int:
+    return _ORDER.index(task) if task in _ORDER else len(_ORDER)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -181,5 +194,5 @@ def versions() -> dict[str, str]:
     """Versions of the libraries that a result can depend on."""
     from importlib.metadata import version
 
-    names = ("mofi-lightning", "torch", "torchvision", "timm", "transformers")
+    names = ("mofi-lightning", "torch", "torchvision", "timm", "transformers", "scipy")
     return {name: torch.__version__ if name == "torch" else version(name) for name in names}

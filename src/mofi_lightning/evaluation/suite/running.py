@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from mofi_lightning.evaluation.base import Evaluator
@@ -64,7 +66,7 @@ class SuiteRun:
         failures: what could not be measured and why, a line each; the rest goes on.
 
     Raises:
-        InputError: a data set cannot be opened.
+        InputError: a data set cannot be opened, or a model is not there.
     """
 
     def __init__(
@@ -80,15 +82,12 @@ class SuiteRun:
         self.output = output
         self.workers = workers
         self.failures: list[str] = []
+        # all that may be misspelt is looked up before anything is embedded
+        self._hashes = [model.content_hash() for model in models]
         self._data = _open_all(suite, skip_missing)
 
     def __iter__(self) -> Iterator[Evaluated]:
-        for model in self.models:
-            try:
-                model_hash = model.content_hash()
-            except InputError as error:
-                self._fail(f"{model.name}: {error}")
-                continue
+        for model, model_hash in zip(self.models, self._hashes, strict=True):
             embedder = Embedder(
                 Deferred(model.load), self.output / "cache", model_hash, self.workers, description=model.name
             )
@@ -109,7 +108,7 @@ class SuiteRun:
 
     def _fail(self, what: str) -> None:
         self.failures.append(what)
-        _log.error("%s", what)
+        print(f"mofi: {what}", file=sys.stderr)
 
 
 def _open_all(suite: Suite, skip_missing: bool) -> dict[str, EvaluationSet]:
@@ -121,10 +120,8 @@ def _open_all(suite: Suite, skip_missing: bool) -> dict[str, EvaluationSet]:
             if not skip_missing:
                 others = "; --skip_missing true leaves it out" if len(suite.tasks) > 1 else ""
                 raise InputError(f"data set {name!r}: {error}{others}") from error
-            _log.warning("data set %r is left out: %s", name, error)
+            print(f"mofi: data set {name!r} is left out: {error}", file=sys.stderr)
             continue
-        for note in opened[name].notes:
-            _log.warning("%s: %s", name, note)
     if not opened:
         raise InputError(f"none of the {len(suite.tasks)} data sets can be opened; the lines above say why")
     return opened
@@ -145,6 +142,8 @@ def _result(
         "data": data.fingerprint,
         "model": model_hash,
     }
+    # as they are read again: a tuple is a list in JSON
+    settings = json.loads(json.dumps(settings, default=str))
     settings_hash = hash_settings(settings, versions())
     file = result_file(output, model.name, dataset, evaluator.task)
     if file.is_file():
@@ -156,6 +155,7 @@ def _result(
             if known.settings_hash == settings_hash:
                 return known
     measurement = evaluator(embedder, data)
+    measurement = replace(measurement, notes=(*data.notes, *measurement.notes))
     failures = embedder.images(data).failures()
     result = Result(
         model=model.name,

@@ -83,7 +83,7 @@ def _parse(file: Path) -> Suite:
     from jsonargparse import ArgumentParser
 
     if not file.is_file():
-        raise InputError(f"no suite at {file}; configs/evaluation holds some")
+        raise InputError(f"no suite at {file}; give a YAML file, such as configs/evaluation/standard.yaml")
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite)
     try:

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown
 from mofi_lightning.evaluation.suite.results import Result, read_results
+
+MARKDOWN = "table.md"
 
 # data set of the rows of means; no data set can be called so: it would end up in a file of another name
 MEAN = "mean of the data sets"
@@ -76,22 +79,38 @@ class ResultTable:
 
 
 def table(output: Path) -> None:
-    """Show the results of an evaluation as a table, and write table.md and table.csv beside them.
+    """Show the results of an evaluation as tables, and write table.md and table.csv beside them.
 
     Args:
         output: folder of the results, as given to `mofi evaluate --output`.
     """
-    rows = ResultTable.of(read_results(output))
-    write_tables(output, rows)
-    print(rows.markdown(), end="")
+    write_tables(output, read_results(output))
+    print((output / MARKDOWN).read_text(), end="")
 
 
-def write_tables(output: Path, rows: ResultTable) -> None:
-    """Write table.md and table.csv."""
-    for name, text in (("table.md", rows.markdown()), ("table.csv", rows.csv())):
+def write_tables(output: Path, results: Sequence[Result]) -> None:
+    """Write table.csv, and table.md with the differences between models and the notes of the results."""
+    rows = ResultTable.of(results)
+    parts = [rows.markdown(), comparison_markdown(compare(results)), _notes(results)]
+    for name, text in ((MARKDOWN, "\n".join(filter(None, parts))), ("table.csv", rows.csv())):
         partial = output / f".{name}.partial"
         partial.write_text(text)
         partial.replace(output / name)
+
+
+def _notes(results: Sequence[Result]) -> str:
+    """What a reader of the numbers must know, each note once a data set with the models it is about."""
+    models: dict[tuple[str, str], list[str]] = {}
+    for result in results:
+        for note in result.notes:
+            of = models.setdefault((result.dataset, note), [])
+            of += [result.model] * (result.model not in of)
+    several = len({result.model for result in results}) > 1
+    lines = []
+    for (dataset, note), of in models.items():
+        about = f" ({', '.join(of)})" if several else ""
+        lines.append(f"- {_plain(dataset + about)}: {note}\n")
+    return "".join(lines)
 
 
 def _means(
