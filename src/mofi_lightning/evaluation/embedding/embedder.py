@@ -116,9 +116,7 @@ class Embedder:
         """Embeddings of the images of `data`."""
         if data.fingerprint not in self._known:
             store = self._image_store
-            embedded = (
-                self.embed_images(data.images) if store is None else self._stored_images(data.images, store)
-            )
+            embedded = self.embed_images(data.images) if store is None else self._stored_images(data, store)
             self._known[data.fingerprint] = embedded
             if store is not None and len(self._known) > _SETS_IN_MEMORY:
                 del self._known[next(iter(self._known))]
@@ -195,8 +193,8 @@ class Embedder:
                 store.append(contents[block], self.embed_texts([texts[row] for row in block]), None, {})
         return store.read(contents)[0]
 
-    def _stored_images(self, images: Sequence[bytes], store: EmbeddingStore) -> EmbeddedImages:
-        contents = content_hashes(images)
+    def _stored_images(self, data: EvaluationSet, store: EmbeddingStore) -> EmbeddedImages:
+        images, contents = data.images, np.array(data.digests, dtype="S16")
         blocks = [block for block in _blocks(contents) if not store.knows(contents[block]).all()]
         if blocks:
             batches = ([images[row] for row in block] for block in blocks)
