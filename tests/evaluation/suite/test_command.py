@@ -78,10 +78,9 @@ def test_another_setting_measures_again_without_embedding(tmp_path, emoji_slice,
     suite = tmp_path / "suite.yaml"
 
     def measure(k: int) -> dict[str, float | None]:
-        suite.write_text(
-            "tasks: {emoji: {data: {class_path: PairsFile, init_args: {path: "
-            f"{emoji_slice / 'test.parquet'}}}}}, evaluators: [{{class_path: Retrieval, init_args: {{k: [{k}]}}}}]}}}}"
-        )
+        data = {"class_path": "PairsFile", "init_args": {"path": str(emoji_slice / "test.parquet")}}
+        evaluators = [{"class_path": "Retrieval", "init_args": {"k": [k]}}]
+        suite.write_text(json.dumps({"tasks": {"emoji": {"data": data, "evaluators": evaluators}}}))
         _evaluate("--suite", suite, "--output", tmp_path / "out")
         (result,) = read_results(tmp_path / "out")
         return result.metrics
@@ -146,3 +145,14 @@ def test_the_counts_of_a_data_set_are_taken_from_its_folder_or_file(tmp_path, em
         _evaluate("--data", emoji_slice / "test.parquet", "--output", tmp_path / "out", "--curation", given)
         assert "1,234" in (tmp_path / "out" / "report.html").read_text()
         (tmp_path / "out" / "report.html").unlink()
+
+
+@pytest.mark.parametrize("content", ['{"steps": 3}', '{"steps": [], "undecodable_images": ["a"]}', "[]", "{"])
+def test_counts_that_are_none_are_refused_before_anything_is_embedded(tmp_path, emoji_slice, capsys, content):
+    (tmp_path / "curation.json").write_text(content)
+    with pytest.raises(SystemExit):
+        _evaluate(
+            "--data", emoji_slice / "test.parquet", "--output", tmp_path / "out", "--curation", tmp_path
+        )
+    assert "curation.json is no" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()

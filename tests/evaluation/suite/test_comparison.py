@@ -7,7 +7,7 @@ import torch
 
 from mofi_lightning.evaluation.base import Scores
 from mofi_lightning.evaluation.measures.confidence import holm, paired_test
-from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown
+from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown, uncomparable
 from mofi_lightning.evaluation.suite.results import Result
 from mofi_lightning.types import InputError
 
@@ -80,20 +80,24 @@ def test_better_is_decided_on_the_queries_that_both_define():
 
 
 @pytest.mark.parametrize(
-    ("settings", "message"),
+    ("settings", "what"),
     (
-        ({"data": "d2", "evaluator": {"k": [1]}}, "the images differ"),
-        ({"data": "d1", "evaluator": {"k": [5]}}, "the settings of the measure differ"),
+        ({"data": "d2", "evaluator": {"k": [1]}}, "images"),
+        ({"data": "d1", "evaluator": {"k": [5]}}, "settings"),
+        ({"data": "d1", "evaluator": {"k": [1]}, "source": "s2"}, "code"),
     ),
 )
-def test_results_of_other_images_or_settings_are_not_paired(settings, message):
-    with pytest.raises(InputError, match=rf"knn of 'a' and 'b' on 'photos' .*{message}"):
-        compare([_result("a", 0.9, 0), _result("b", 0.5, 1, settings=settings)])
+def test_results_of_other_images_or_settings_are_not_paired_but_named(settings, what):
+    results = [_result("a", 0.9, 0), _result("b", 0.5, 1, settings=settings)]
+    assert compare(results) == []
+    (line,) = uncomparable(results)
+    assert line.startswith(f"photos: the results of a, b in knn are of different {what}")
+    assert uncomparable([_result("a", 0.9, 0), _result("c", 0.5, 1)]) == []
 
 
-def test_scores_of_another_length_are_not_paired():
+def test_scores_of_another_length_are_refused():
     short = {"knn_acc1": Scores(torch.zeros(3).double(), torch.arange(3))}
-    with pytest.raises(InputError, match="120 images against 3 images"):
+    with pytest.raises(InputError, match="the same queries"):
         compare([_result("a", 0.9, 0), _result("b", 0.5, 1, scores=short)])
 
 

@@ -1,4 +1,6 @@
+import importlib
 import json
+import sys
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,8 @@ from mofi_lightning.evaluation.evaluators import KNN, Retrieval
 from mofi_lightning.evaluation.models.words import parse_models
 from mofi_lightning.evaluation.suite.results import read_result, read_results, result_file
 from mofi_lightning.evaluation.suite.running import SuiteRun
-from mofi_lightning.evaluation.suite.suite import Suite, Task
+from mofi_lightning.evaluation.suite.suite import Suite, Task, load_suites
+from mofi_lightning.types import InputError
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +78,9 @@ def test_a_result_of_another_data_set_under_the_same_name_is_not_taken(tmp_path,
 
 
 def test_names_that_no_file_can_have_do_not_collide_or_leave_the_folder(tmp_path):
-    names = ["a/b", "a_b", "a\\b", "../../x", "..", "", "a b", "é"]
+    names = ["a/b", "a_b", "a\\b", "../../x", "..", "", "a b", "é", "x" * 300, "x" * 301]
+    names += [result_file(tmp_path, name, "d", "t").parts[-3] for name in names]
+    names = list(dict.fromkeys(names))
     files = {result_file(tmp_path, name, "d", "t") for name in names}
     assert len(files) == len(names)
     assert all(file.resolve().is_relative_to(tmp_path / "results") for file in files)
@@ -91,3 +96,55 @@ def test_a_results_file_is_what_clip_benchmark_writes_and_more(tmp_path, emoji_s
     assert content["metrics"]["map"] > 0
     assert {"torch", "mofi-lightning"} <= set(content["versions"])
     assert len(content["settings_hash"]) == 32
+
+
+def test_scores_beside_the_result_of_another_run_are_not_taken(tmp_path, emoji_slice):
+    suite = _suite(emoji_slice)
+    (first,) = SuiteRun(parse_models(["pixels"]), suite, tmp_path)
+    file = result_file(tmp_path, "pixels", "emoji", "retrieval")
+    content = file.read_text()
+    other = Suite({"emoji": Task(PairsFile(emoji_slice / "validation.parquet"), [Retrieval(), KNN()])})
+    list(SuiteRun(parse_models(["pixels"]), other, tmp_path))
+    file.write_text(content)  # as if the disk had been full between the scores and the JSON
+    with pytest.raises(InputError, match="is of another result"):
+        read_result(file)
+    (again,) = SuiteRun(parse_models(["pixels"]), suite, tmp_path)
+    assert (
+        again.results["retrieval"].scores["map"].values.equal(first.results["retrieval"].scores["map"].values)
+    )
+
+
+def test_another_version_of_a_plugins_code_measures_again(tmp_path, emoji_slice, monkeypatch):
+    package = tmp_path / "packages" / "my_measures"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text("")
+    (package / "number.py").write_text("VALUE = 1.0\n")
+    (package / "evaluator.py").write_text(
+        "from mofi_lightning.evaluation.base import Evaluator, Measurement\n"
+        "from my_measures import number\n"
+        "class Mine(Evaluator):\n"
+        "    task, measures = 'mine', ('value',)\n"
+        "    def __call__(self, embedder, data):\n"
+        "        return Measurement(values={'value': number.VALUE})\n"
+    )
+    monkeypatch.syspath_prepend(package.parent)
+    evaluator = importlib.import_module("my_measures.evaluator").Mine()
+    suite = Suite({"emoji": Task(PairsFile(emoji_slice / "test.parquet"), [evaluator])})
+
+    def measured() -> float | None:
+        (found,) = SuiteRun(parse_models(["pixels"]), suite, tmp_path / "out")
+        return found.results["mine"].metrics["value"]
+
+    assert measured() == 1
+    sys.modules["my_measures.number"].VALUE = 2.0
+    assert measured() == 1  # the files are as they were
+    (package / "number.py").write_text("VALUE = 2.0\n")
+    assert measured() == 2
+
+
+def test_a_data_set_that_stands_twice_in_a_file_is_named(tmp_path):
+    file = tmp_path / "suite.yaml"
+    task = "{data: {class_path: GPR1200, init_args: {path: x}}}"
+    file.write_text(f"tasks:\n  a: {task}\n  a: {task}\n")
+    with pytest.raises(InputError, match="'a' is there twice"):
+        load_suites([file], [])

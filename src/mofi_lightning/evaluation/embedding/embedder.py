@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,9 +27,9 @@ from mofi_lightning.evaluation.embedding.images import (
 )
 from mofi_lightning.evaluation.embedding.progress import progress
 from mofi_lightning.evaluation.embedding.store import EmbeddingStore, content_hashes
+from mofi_lightning.evaluation.versions import EMBEDDING, installed
 from mofi_lightning.types import InputError
 
-_LIBRARIES = ("mofi-lightning", "torch", "torchvision", "pillow", "timm", "transformers", "open-clip-torch")
 # of data sets whose embeddings are on disk: one, and the one it learns from
 _SETS_IN_MEMORY = 2
 
@@ -180,7 +180,7 @@ class Embedder:
         return LabelledImages(vectors, features, labels[rows], rows, len(data.keys))
 
     def _known_texts(self, texts: Sequence[str]) -> Tensor:
-        key = hashlib.blake2b("\0".join(texts).encode(), digest_size=16).hexdigest()
+        key = hashlib.blake2b(json.dumps(list(texts)).encode(), digest_size=16).hexdigest()
         if key not in self._texts:
             self._texts[key] = self.embed_texts(texts)
         return self._texts[key]
@@ -222,7 +222,7 @@ class Embedder:
         return EmbeddingStore(self._store_path(self.cache, "texts"))
 
     def _store_path(self, cache: Path, kind: str) -> Path:
-        made_by = f"{self.model_hash} {_versions()}"
+        made_by = f"{self.model_hash} {installed(EMBEDDING)}"
         return cache / f"{hashlib.blake2b(made_by.encode(), digest_size=16).hexdigest()}.{kind}"
 
 
@@ -230,13 +230,3 @@ def _blocks(contents: np.ndarray) -> list[np.ndarray]:
     """Rows of the contents that differ, in the order in which they first come, in batches."""
     first = np.sort(np.unique(contents, return_index=True)[1])
     return [first[start : start + BATCH_SIZE] for start in range(0, len(first), BATCH_SIZE)]
-
-
-def _versions() -> str:
-    found = []
-    for library in _LIBRARIES:
-        try:
-            found.append(f"{library} {version(library)}")
-        except PackageNotFoundError:
-            continue
-    return ", ".join(found)

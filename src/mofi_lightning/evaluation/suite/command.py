@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -47,8 +48,7 @@ def evaluate(
     from mofi_lightning.evaluation.suite.table import MARKDOWN, write_tables
 
     named = parse_models(model)
-    counts = [path / "curation.json" if path.is_dir() else path for path in curation]
-    funnels = {file.resolve().parent.name: _read_json(file) for file in counts}
+    funnels = _read_counts(curation)
     reports: list[ModelReport] = []
     run = SuiteRun(named, load_suites(suite, data), output, workers, skip_missing)
     for evaluated in run:
@@ -70,10 +70,27 @@ def evaluate(
         raise InputError(f"{len(run.failures)} of the evaluations failed; the lines above say why")
 
 
+def _read_counts(curation: Sequence[Path]) -> dict[str, Any]:
+    """The counts of data sets by the name of their folder, or all of its path where two are called alike."""
+    files = [(path / "curation.json" if path.is_dir() else path).resolve() for path in curation]
+    names = [file.parent.name for file in files]
+    return {
+        name if names.count(name) == 1 else str(file.parent): _read_json(file)
+        for name, file in zip(names, files, strict=True)
+    }
+
+
 def _read_json(file: Path) -> Any:
     try:
-        return json.loads(file.read_text())
+        content = json.loads(file.read_text())
     except FileNotFoundError as error:
         raise InputError(f"no curation report at {file}; `mofi curate` writes curation.json") from error
     except ValueError as error:
         raise InputError(f"{file} is no JSON: {error}") from error
+    steps = content.get("steps") if isinstance(content, dict) else None
+    left_out = content.get("undecodable_images") or {} if isinstance(content, dict) else None
+    if not (
+        isinstance(steps, list) and all(isinstance(s, dict) for s in steps) and isinstance(left_out, dict)
+    ):
+        raise InputError(f"{file} is no report of `mofi curate`: it has no list 'steps' of counts")
+    return content

@@ -9,7 +9,6 @@ from itertools import combinations
 
 from mofi_lightning.evaluation.measures.confidence import Interval, holm, paired_test
 from mofi_lightning.evaluation.suite.results import Result
-from mofi_lightning.types import InputError
 
 # with more models each is compared with the best one only
 _ALL_PAIRS = 6
@@ -46,17 +45,38 @@ class Comparison:
 def compare(results: Sequence[Result]) -> list[Comparison]:
     """Paired tests between models, by data set and by each table measure that has scores.
 
-    All pairs of up to six models; with more, each against the one with the highest mean.
-
-    Raises:
-        InputError: two results of one data set and task are not of the same images or settings.
+    All pairs of up to six models; with more, each against the one with the highest mean. What is
+    `uncomparable` is left out.
     """
     groups: dict[tuple[str, str, str], list[Result]] = {}
     for result in results:
         for measure in result.measures:
             if measure in result.scores:
                 groups.setdefault((result.dataset, result.task, measure), []).append(result)
-    return [found for key, group in groups.items() for found in _compare(*key, group)]
+    return [
+        found for key, group in groups.items() if not _differing(group) for found in _compare(*key, group)
+    ]
+
+
+def uncomparable(results: Sequence[Result]) -> list[str]:
+    """Data sets and tasks whose results are not of the same images and settings, a line each."""
+    groups: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        groups.setdefault((result.dataset, result.task), []).append(result)
+    return [
+        f"{dataset}: the results of {', '.join(result.model for result in group)} in {task} are of different "
+        f"{what} and cannot be compared; run `mofi evaluate` with these models again"
+        for (dataset, task), group in groups.items()
+        if (what := _differing(group))
+    ]
+
+
+def _differing(group: Sequence[Result]) -> str:
+    measured = [result for result in group if not result.skipped]
+    for setting, what in (("data", "images"), ("evaluator", "settings"), ("source", "code")):
+        if any(result.settings.get(setting) != measured[0].settings.get(setting) for result in measured):
+            return what
+    return ""
 
 
 def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
@@ -101,7 +121,6 @@ def _compare(dataset: str, task: str, measure: str, group: Sequence[Result]) -> 
         pairs = [(ranked[0], other) for other in ranked[1:]]
     tests = []
     for first, second in pairs:
-        _refuse_unpaired(first, second, measure)
         a, b = first.scores[measure], second.scores[measure]
         test = paired_test(a.values, b.values, a.clusters)
         if test.difference < 0:
@@ -121,22 +140,6 @@ def _compare(dataset: str, task: str, measure: str, group: Sequence[Result]) -> 
 def _mean(result: Result, measure: str) -> float:
     mean = result.scores[measure].mean
     return -math.inf if math.isnan(mean) else mean
-
-
-def _refuse_unpaired(first: Result, second: Result, measure: str) -> None:
-    for setting, what in (("data", "images"), ("evaluator", "settings of the measure")):
-        if first.settings.get(setting) != second.settings.get(setting):
-            raise InputError(
-                f"{first.task} of {first.model!r} and {second.model!r} on {first.dataset!r} cannot be "
-                f"compared: the {what} differ; run `mofi evaluate` with both models again"
-            )
-    a, b = first.scores[measure], second.scores[measure]
-    if len(a.values) != len(b.values) or a.over != b.over:
-        raise InputError(
-            f"{measure} of {first.model!r} and {second.model!r} on {first.dataset!r} cannot be compared: "
-            f"{len(a.values)} {a.over} against {len(b.values)} {b.over}; delete these results and run "
-            "`mofi evaluate` with both models again"
-        )
 
 
 def _p_text(p_value: float) -> str:

@@ -7,17 +7,16 @@
 from __future__ import annotations
 
 import hashlib
-import inspect
 import json
 import math
 import os
 import re
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -27,6 +26,7 @@ from mofi_lightning.evaluation.measures.confidence import bootstrap_interval, me
 from mofi_lightning.types import InputError
 
 RESULTS = "results"
+_ROOT = Path(__file__).parents[1]
 # of the columns in tables
 _ORDER = (
     "retrieval",
@@ -106,9 +106,23 @@ def hash_settings(settings: Mapping[str, Any], versions: Mapping[str, str]) -> s
 
 
 def hash_source(evaluator: Evaluator) -> str:
-    """Hash of the file that defines an evaluator's class: that of a plugin may change at any time."""
-    source = inspect.getsourcefile(type(evaluator))
-    return "" if source is None else hashlib.blake2b(Path(source).read_bytes(), digest_size=16).hexdigest()
+    """Hash of the code that an evaluator is made of: that of a plugin may change at any time."""
+    digest = hashlib.blake2b(digest_size=16)
+    for file in sorted({file for cls in type(evaluator).__mro__ for file in _sources(cls)}):
+        digest.update(file.read_bytes())
+    return digest.hexdigest()
+
+
+def _sources(cls: type) -> Iterable[Path]:
+    package = cls.__module__.partition(".")[0]
+    if package in sys.stdlib_module_names or package == "builtins":
+        return ()
+    if package == "mofi_lightning":
+        return (file for folder in ("measures", "evaluators") for file in (_ROOT / folder).rglob("*.py"))
+    source = getattr(sys.modules[package], "__file__", None)
+    if source is None or package == "__main__":
+        return ()
+    return Path(source).parent.rglob("*.py") if Path(source).name == "__init__.py" else (Path(source),)
 
 
 def result_file(folder: Path, model: str, dataset: str, task: str) -> Path:
@@ -118,26 +132,28 @@ def result_file(folder: Path, model: str, dataset: str, task: str) -> Path:
 
 def file_name(name: str) -> str:
     """`name` as a file's name: what file systems do not take becomes `_`; no two become the same."""
-    plain = re.sub(r"[^\w.+=-]", "_", name).lstrip(".") or "_"
-    return plain if plain == name else f"{plain}-{hashlib.blake2b(name.encode(), digest_size=3).hexdigest()}"
+    plain = re.sub(r"[^\w.+=-]", "_", name).lstrip(".")[:100] or "_"
+    if plain == name and not re.search(r"-[0-9a-f]{16}$", name):
+        return name
+    return f"{plain}-{hashlib.blake2b(name.encode(), digest_size=8).hexdigest()}"
 
 
 def write_result(folder: Path, result: Result) -> None:
     """Write the scores, then the JSON, each whole or not at all."""
     file = result_file(folder, result.model, result.dataset, result.task)
     file.parent.mkdir(parents=True, exist_ok=True)
-    vectors = file.with_suffix(".safetensors")
-    vectors.unlink(missing_ok=True)
+    vectors, mark = file.with_suffix(".safetensors"), f".{os.getpid()}.partial"
     if result.scores:
         tensors: dict[str, Tensor] = {}
         for name, scores in result.scores.items():
             tensors[f"{name}.values"] = scores.values.contiguous()
             tensors[f"{name}.clusters"] = scores.clusters.clone()
-        save_file(tensors, f"{vectors}.partial")
-        os.replace(f"{vectors}.partial", vectors)
+        # names the result: what is beside a JSON after an interruption may be of another one
+        save_file(tensors, f"{vectors}{mark}", metadata={"settings_hash": result.settings_hash})
+        os.replace(f"{vectors}{mark}", vectors)
     content = asdict(Result(**{**vars(result), "scores": {}}))
     content["scores"] = {name: scores.over for name, scores in result.scores.items()}
-    partial = file.with_suffix(".partial")
+    partial = file.with_suffix(mark)
     partial.write_text(json.dumps(content, indent=2, allow_nan=False) + "\n")
     os.replace(partial, file)
 
@@ -154,7 +170,8 @@ def read_result(file: Path) -> Result:
             content[name] = tuple(content[name])
         content["intervals"] = {name: tuple(pair) for name, pair in content["intervals"].items()}
         over = content.pop("scores")
-        scores = _read_scores(file.with_suffix(".safetensors"), over) if over else {}
+        vectors = file.with_suffix(".safetensors")
+        scores = _read_scores(vectors, over, content["settings_hash"]) if over else {}
         return Result(**content, scores=scores)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise InputError(
@@ -162,8 +179,10 @@ def read_result(file: Path) -> Result:
         ) from error
 
 
-def _read_scores(file: Path, over: Mapping[str, Any]) -> dict[str, Scores]:
+def _read_scores(file: Path, over: Mapping[str, Any], settings_hash: str) -> dict[str, Scores]:
     with safe_open(file, "pt") as stored:
+        if (stored.metadata() or {}).get("settings_hash") != settings_hash:
+            raise ValueError(f"{file.name} is of another result")
         return {
             name: Scores(stored.get_tensor(f"{name}.values"), stored.get_tensor(f"{name}.clusters"), what)
             for name, what in over.items()
@@ -188,11 +207,3 @@ def _place(task: str) -> int:
 
 def _files(folder: Path) -> Iterator[Path]:
     return (folder / RESULTS).glob("*/*/*.json")
-
-
-def versions() -> dict[str, str]:
-    """Versions of the libraries that a result can depend on."""
-    from importlib.metadata import version
-
-    names = ("mofi-lightning", "torch", "torchvision", "timm", "transformers", "scipy")
-    return {name: torch.__version__ if name == "torch" else version(name) for name in names}

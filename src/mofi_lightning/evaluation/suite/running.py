@@ -21,10 +21,10 @@ from mofi_lightning.evaluation.suite.results import (
     read_result,
     result_file,
     summarise,
-    versions,
     write_result,
 )
 from mofi_lightning.evaluation.suite.suite import Suite
+from mofi_lightning.evaluation.versions import MEASURING, installed
 from mofi_lightning.types import InputError
 
 _log = logging.getLogger(__name__)
@@ -144,7 +144,7 @@ def _result(
     }
     # as they are read again: a tuple is a list in JSON
     settings = json.loads(json.dumps(settings, default=str))
-    settings_hash = hash_settings(settings, versions())
+    settings_hash = hash_settings(settings, installed(MEASURING))
     file = result_file(output, model.name, dataset, evaluator.task)
     if file.is_file():
         try:
@@ -152,7 +152,7 @@ def _result(
         except InputError as error:
             _log.warning("%s", error)
         else:
-            if known.settings_hash == settings_hash:
+            if (known.settings_hash, known.model, known.dataset) == (settings_hash, model.name, dataset):
                 return known
     measurement = evaluator(embedder, data)
     measurement = replace(measurement, notes=(*data.notes, *measurement.notes))
@@ -167,7 +167,7 @@ def _result(
         counts={"images": len(data.keys), "classes": len(data.classes), **failures},
         settings=settings,
         settings_hash=settings_hash,
-        versions=versions(),
+        versions=installed(MEASURING),
         training_seconds=model.training_seconds(),
     )
     write_result(output, result)

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import yaml
+
 from mofi_lightning.evaluation.base import EvaluationData, Evaluator
 from mofi_lightning.evaluation.datasets import at_path
 from mofi_lightning.evaluation.evaluators import standard_evaluators
@@ -79,6 +81,21 @@ def _complete(name: str, task: Task) -> Task:
     return Task(task.data, task.evaluators or standard_evaluators())
 
 
+def _refuse_repeated_keys(node: yaml.Node | None) -> None:
+    """YAML's parsers keep the last of several keys of one name, and so would lose a data set."""
+    if isinstance(node, yaml.MappingNode):
+        names = [key.value for key, _ in node.value]
+        twice = next((name for name in names if names.count(name) > 1), None)
+        if twice is not None:
+            raise ValueError(f"{twice!r} is there twice in line {node.start_mark.line + 1} and below")
+    if isinstance(node, yaml.MappingNode):
+        for _, value in node.value:
+            _refuse_repeated_keys(value)
+    elif isinstance(node, yaml.SequenceNode):
+        for value in node.value:
+            _refuse_repeated_keys(value)
+
+
 def _parse(file: Path) -> Suite:
     from jsonargparse import ArgumentParser
 
@@ -87,6 +104,7 @@ def _parse(file: Path) -> Suite:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite)
     try:
+        _refuse_repeated_keys(yaml.compose(file.read_text(encoding="utf-8")))
         return Suite(**parser.instantiate_classes(parser.parse_path(str(file))).as_dict())
     except InputError:
         raise

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown
+from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown, uncomparable
 from mofi_lightning.evaluation.suite.results import Result, read_results
 
 MARKDOWN = "table.md"
@@ -91,9 +92,10 @@ def table(output: Path) -> None:
 def write_tables(output: Path, results: Sequence[Result]) -> None:
     """Write table.csv, and table.md with the differences between models and the notes of the results."""
     rows = ResultTable.of(results)
-    parts = [rows.markdown(), comparison_markdown(compare(results)), _notes(results)]
+    apart = "".join(f"- {line}\n" for line in uncomparable(results))
+    parts = [rows.markdown(), comparison_markdown(compare(results)), _notes(results) + apart]
     for name, text in ((MARKDOWN, "\n".join(filter(None, parts))), ("table.csv", rows.csv())):
-        partial = output / f".{name}.partial"
+        partial = output / f".{name}.{os.getpid()}.partial"
         partial.write_text(text)
         partial.replace(output / name)
 
