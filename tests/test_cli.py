@@ -229,3 +229,21 @@ def test_a_wrong_choice_is_answered_with_the_choices(capsys):
     clip = Path(__file__).parents[1] / "configs" / "fit" / "clip.yaml"
     line = complaint(capsys, "fit", "--config", str(clip), "--data.bad_row_policy.action", "rase")
     assert "data.bad_row_policy.action: expected one of 'skip', 'raise', got rase" in line
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["embed", "pixels", "images", "out"], "mofi: interrupted; the same command goes on where it was\n"),
+        (["data", "verify", "folder"], "mofi: interrupted\n"),
+    ],
+)
+def test_an_interrupted_verb_says_whether_it_goes_on(monkeypatch, capsys, words, message):
+    def interrupt(words: list[str]) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_dispatch", interrupt)
+    with pytest.raises(SystemExit) as ended:
+        cli.main(words)
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == message

@@ -66,7 +66,9 @@ VERBS = {
         "turn a checkpoint into one file of weights",
     ),
     "evaluate": Verb("mofi_lightning.evaluation.suite.command:evaluate", "measure and compare models"),
-    "evaluate table": Verb("mofi_lightning.evaluation.suite.table:table", "show results as Markdown and CSV"),
+    "evaluate table": Verb(
+        "mofi_lightning.evaluation.suite.command:table", "show results as Markdown and CSV"
+    ),
     "embed": Verb("mofi_lightning.evaluation.embedding.command:embed", "embed images to parquet or npy"),
     "backbones": Verb("mofi_lightning.cli:backbones", "list image backbones by name"),
     "plugins": Verb("mofi_lightning.cli:plugins", "list installed plugins and their state"),
@@ -80,6 +82,8 @@ _OF_A_PLUGIN = {
     "data build": ("source", "source"),
     "kb build": ("knowledge base reader", "reader"),
 }
+# the verbs that keep what they have done when they are interrupted
+_GO_ON = frozenset({"evaluate", "embed", "curate", "data build"})
 
 
 def main(args: Sequence[str] | None = None) -> None:
@@ -100,7 +104,9 @@ def main(args: Sequence[str] | None = None) -> None:
             return
         _fail(f"{error.strerror or error}: {error.filename}" if error.filename else str(error))
     except KeyboardInterrupt:
-        print("mofi: interrupted", file=sys.stderr)
+        goes_on = _verb(words)[0] in _GO_ON
+        then = "; the same command goes on where it was" if goes_on else ""
+        print(f"mofi: interrupted{then}", file=sys.stderr)
         sys.exit(130)
     except Exception as error:
         # what libraries say of settings; anything else is a bug and keeps its traceback

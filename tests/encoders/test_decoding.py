@@ -9,6 +9,7 @@ import torch
 from PIL import Image, ImageOps
 from tests.images import encoded, with_pillow
 
+from mofi_lightning.encoders import decoding
 from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.types import InputError
 
@@ -173,3 +174,26 @@ def test_what_follows_the_only_scan_of_a_jpeg_takes_no_time():
     with contextlib.suppress(UndecodableImage):
         assert torch.equal(decode(endless), decode(ordinary))
     assert time.perf_counter() - start < 1
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        MemoryError(),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:1] DefaultCPUAllocator: can't allocate memory: 12 bytes"
+        ),
+        RuntimeError("Insufficient memory (case 4)"),
+        OSError("out of memory error when reading image file"),
+    ],
+)
+def test_a_lack_of_memory_is_no_fault_of_the_image(monkeypatch, error):
+    def fail(*arguments, **options):
+        raise error
+
+    monkeypatch.setattr(decoding, "decode_image", fail)
+    with pytest.raises(MemoryError):
+        decode(FILES["jpeg"])
+    monkeypatch.setattr(Image, "open", fail)
+    with pytest.raises(MemoryError):
+        decode(FILES["png"])

@@ -20,7 +20,8 @@ from tokenizers import models, pre_tokenizers, processors
 from torch.nn.functional import normalize
 
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig, load
-from mofi_lightning.encoders.peers import load_encoder
+from mofi_lightning.encoders.peers import OpenClipEncoder, load_encoder
+from mofi_lightning.encoders.peers import hugging_face as peer
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.types import InputError
 
@@ -351,3 +352,56 @@ def test_nothing_at_a_path_is_said_so(name: str, tmp_path: Path, monkeypatch: py
 def test_an_empty_folder_holds_no_model(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="holds no model"):
         load_encoder(str(tmp_path))
+
+
+def test_weights_of_another_architecture_are_told_by_numbers_of_keys(open_clip_checkpoint: Path) -> None:
+    state = torch.load(open_clip_checkpoint, weights_only=True)
+    missing, other_shape = sorted(name for name in state if name.startswith("visual."))[:2]
+    del state[missing]
+    state |= {"first.new": torch.zeros(1), "second.new": torch.zeros(1)}
+    state[other_shape] = torch.zeros(1, 2, 3)
+    torch.save(state, open_clip_checkpoint)
+    with pytest.raises(InputError) as refused:
+        load_encoder(f"open_clip:{ARCHITECTURE}={open_clip_checkpoint}")
+    message = str(refused.value)
+    assert f"1 keys are missing, such as {missing!r}, 2 keys are none of {ARCHITECTURE}'s" in message
+    assert "such as 'first.new', 1 have another shape" in message and f"such as {other_shape!r}" in message
+
+
+STRIP = torch.arange(3 * 4 * 6000).remainder(251).to(torch.uint8).view(3, 4, 6000)
+
+
+def test_of_a_strip_only_the_middle_is_scaled_by_transformers(
+    hugging_face: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model: Any = load_encoder(str(hugging_face))
+    whole = pixels_of_transformers(STRIP, hugging_face)
+    widths = []
+    real = peer._pixels
+    monkeypatch.setattr(peer, "_pixels", lambda *args: widths.append(args[1].shape[-1]) or real(*args))
+    # squashed to a square it does not grow, and all of it counts
+    assert torch.allclose(model.preprocess(STRIP), whole, atol=1e-5)
+    assert widths == [64 if hugging_face.name.startswith("clip") else 6000]
+
+
+def pixels_of_transformers(image: torch.Tensor, folder: Path) -> torch.Tensor:
+    processor = transformers.AutoImageProcessor.from_pretrained(folder)
+    taken = processor(images=image, return_tensors="pt", input_data_format="channels_first")
+    return taken["pixel_values"][0]
+
+
+@pytest.mark.parametrize("resize", ["shortest", "squash"])
+def test_of_a_strip_only_the_middle_is_scaled_by_open_clip(
+    open_clip_checkpoint: Path, monkeypatch: pytest.MonkeyPatch, resize: str
+) -> None:
+    peer, _, transform = open_clip.create_model_and_transforms(ARCHITECTURE, image_resize_mode=resize)
+    widths = []
+
+    def noted(image: Image.Image) -> torch.Tensor:
+        widths.append(image.width)
+        return transform(image)
+
+    pixels = OpenClipEncoder(peer, noted, None).preprocess(STRIP)
+    whole = transform(Image.fromarray(STRIP.permute(1, 2, 0).numpy()))
+    torch.testing.assert_close(pixels, whole, atol=1e-5, rtol=0)
+    assert widths == [64 if resize == "shortest" else 6000]

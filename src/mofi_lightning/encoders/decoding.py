@@ -17,6 +17,8 @@ from mofi_lightning.types import InputError
 _MOST_SCANS = 100  # encoders write about ten
 _BAND = 512  # rows
 _FORMATS = ("JPEG", "PNG", "GIF", "WEBP")
+# what torch, Pillow and libjpeg say of memory in errors of other kinds
+_NO_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "insufficient memory")
 
 
 class UndecodableImage(InputError):
@@ -45,12 +47,14 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
     Raises:
         UndecodableImage: not an image, truncated, of another format, with more than `max_pixels`, or a JPEG
             of more than 100 scans.
+        MemoryError: memory is short, which says nothing about the image.
     """
     try:
         header = Image.open(io.BytesIO(data), formats=_FORMATS)
     except Image.DecompressionBombError as error:
         raise UndecodableImage(f"image with too many pixels: {error}") from error
     except Exception as error:  # Pillow's parsers raise many kinds on damaged headers
+        _raise_if_memory_is_short(error)
         raise UndecodableImage(f"no JPEG, PNG, GIF or WebP image: {len(data):,} bytes") from error
     width, height = header.size
     if width * height > max_pixels:
@@ -64,6 +68,7 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
     try:
         pixels = _with_torchvision(data, header) if _is_fast(header) else _with_pillow(header)
     except Exception as error:  # as above, for the body of the file
+        _raise_if_memory_is_short(error)
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UndecodableImage(
             f"damaged {header.format} image: {reason} ({height} x {width} pixels)"
@@ -74,6 +79,13 @@ def decode(data: bytes, max_pixels: int = 89_478_485) -> Tensor:
 def from_pillow(image: Image.Image) -> Tensor:
     """Pixels uint8 `[3, H, W]` of a Pillow image, as `decode` makes them of its file."""
     return _on_white(_with_pillow(image))
+
+
+def _raise_if_memory_is_short(error: Exception) -> None:
+    if isinstance(error, MemoryError):
+        raise error
+    if any(words in str(error).lower() for words in _NO_MEMORY):
+        raise MemoryError(str(error).strip().partition("\n")[0]) from error
 
 
 def _in_one_scan(data: bytes, header: Image.Image) -> bool:

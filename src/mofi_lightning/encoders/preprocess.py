@@ -13,7 +13,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 # A strip of 10 x 80,000 pixels would become one of 224 x 1.8 million: sides beyond this ratio are cut first.
-_LONGEST_SIDE = 16
+LONGEST_SIDE = 16
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class Preprocess:
             image = image.to(torch.float32) / 255  # as ToTensor does, to the bit; v2.to_dtype multiplies
         side = int(self.size / self.crop)
         if self.resize == "shortest":
-            limit = _LONGEST_SIDE * min(image.shape[-2:])
+            limit = LONGEST_SIDE * min(image.shape[-2:])
             if max(image.shape[-2:]) > limit:
                 height, width = (min(length, limit) for length in image.shape[-2:])
                 image = functional.center_crop(image, [height, width])

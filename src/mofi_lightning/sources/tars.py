@@ -132,6 +132,7 @@ class WholeMember(tarfile.TarInfo):
 
     @classmethod
     def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> WholeMember:
+        """Refuse a header that says what cannot be."""
         member = super().frombuf(buf, encoding, errors)
         is_header = member.type in _HEADERS
         if member.size < 0 or (is_header and member.size > _MOST_HEADER_BYTES):
@@ -140,6 +141,7 @@ class WholeMember(tarfile.TarInfo):
 
     @classmethod
     def fromtarfile(cls, tarfile_: tarfile.TarFile) -> WholeMember:
+        """Refuse a damaged header."""
         try:
             return super().fromtarfile(tarfile_)
         except tarfile.HeaderError as error:

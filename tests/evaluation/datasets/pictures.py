@@ -1,5 +1,6 @@
 """Small pictures for data sets on disk."""
 
+import hashlib
 import io
 from pathlib import Path
 
@@ -13,8 +14,10 @@ def picture(colour: tuple[int, int, int] = (200, 30, 30), form: str = "PNG") -> 
 
 
 def put(path: Path, content: bytes | str | None = None) -> Path:
-    """Write a file, by default a picture."""
+    """Write a file, by default a picture of a colour of its own."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    content = picture() if content is None else content
+    if content is None:
+        red, green, blue = hashlib.sha256(str(path).encode()).digest()[:3]
+        content = picture((red, green, blue))
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
     return path

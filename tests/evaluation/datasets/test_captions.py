@@ -69,3 +69,10 @@ def test_a_file_of_another_form_is_refused(tmp_path, text):
     put(tmp_path / "1.jpg")
     with pytest.raises(InputError, match=r"caption_datasets\.zip"):
         CaptionsFile(put(tmp_path / "c.json", text)).open()
+
+
+def test_a_name_that_no_file_can_have_is_refused(tmp_path):
+    with pytest.raises(
+        InputError, match=r"names an image 'a{40}', which can be no file \(File name too long"
+    ):
+        CaptionsFile(_write(tmp_path / "c.json", _image("a" * 300, "x"))).open()

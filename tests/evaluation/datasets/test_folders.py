@@ -3,7 +3,7 @@ import os
 
 import pytest
 from PIL import Image
-from tests.evaluation.datasets.pictures import put
+from tests.evaluation.datasets.pictures import picture, put
 from torchvision.datasets import ImageFolder
 
 from mofi_lightning.evaluation.datasets import ClassFolders
@@ -36,9 +36,10 @@ def test_images_and_labels_are_those_of_torchvisions_image_folder(tmp_path):
 
 def test_images_are_read_when_asked_for(tmp_path):
     file = put(tmp_path / "a" / "1.png")
+    other = put(tmp_path / "b" / "2.png")
     data = ClassFolders(tmp_path).open()
     file.write_bytes(b"later")
-    assert data.images[0] == b"later" and data.images[:] == [b"later"]
+    assert data.images[0] == b"later" and data.images[:] == [b"later", other.read_bytes()]
     file.unlink()
     with pytest.raises(InputError, match=r"image .*1.png cannot be read \(No such file"):
         data.images[0]
@@ -47,20 +48,22 @@ def test_images_are_read_when_asked_for(tmp_path):
 @pytest.mark.parametrize("held_out", ["test", "val", "validation"])
 def test_splits_are_recognised(tmp_path, held_out):
     put(tmp_path / held_out / "a" / "1.png")
+    put(tmp_path / held_out / "c" / "4.png")
     put(tmp_path / "train" / "a" / "2.png")
     put(tmp_path / "train" / "b" / "3.png")
     data = ClassFolders(tmp_path).open()
-    assert (data.keys, data.fit.keys) == (["a/1.png"], ["a/2.png", "b/3.png"])
-    assert data.classes == ["a", "b"]
+    assert (data.keys, data.fit.keys) == (["a/1.png", "c/4.png"], ["a/2.png", "b/3.png"])
+    assert data.classes == ["a", "b", "c"]
     assert data.labels(data.fit.entities).tolist() == [0, 1]
-    assert "1 of 2 classes has no image and is a candidate only: b" in data.notes
+    assert "1 of 3 classes has no image and is a candidate only: b" in data.notes
 
 
 def test_test_goes_before_validation_which_is_told(tmp_path):
     for split in ("test", "val", "train"):
         put(tmp_path / split / "a" / f"{split}.png")
+        put(tmp_path / split / "b" / f"{split}.png")
     data = ClassFolders(tmp_path).open()
-    assert data.keys == ["a/test.png"] and "test is evaluated; val is left out" in data.notes
+    assert data.keys == ["a/test.png", "b/test.png"] and "test is evaluated; val is left out" in data.notes
 
 
 def test_a_class_called_train_is_a_class(tmp_path):
@@ -88,6 +91,7 @@ def test_images_deeper_than_their_class_are_told(tmp_path):
 
 def test_another_folder_to_learn_from_goes_first(tmp_path):
     put(tmp_path / "test" / "a" / "1.png")
+    put(tmp_path / "test" / "b" / "1.png")
     put(tmp_path / "train" / "a" / "2.png")
     put(tmp_path / "more" / "a" / "3.png")
     (tmp_path / "more").rename(tmp_path.parent / "more")
@@ -122,6 +126,7 @@ def test_names_come_from_a_table_and_what_it_lacks_or_has_too_much_is_told(tmp_p
 )
 def test_a_wrong_table_of_names_is_refused(tmp_path, text, message):
     put(tmp_path / "data" / "a" / "1.png")
+    put(tmp_path / "data" / "b" / "1.png")
     with pytest.raises(InputError, match=message):
         ClassFolders(tmp_path / "data", names=put(tmp_path / "names.tsv", text)).open()
 
@@ -142,13 +147,15 @@ def test_hierarchy_and_seen_classes_are_read(tmp_path):
 
 def test_what_is_left_out_is_told(tmp_path):
     put(tmp_path / "a" / "1.png")
+    put(tmp_path / "b" / "2.png")
+    put(tmp_path / "b" / "5.png")
     put(tmp_path / "a" / "2.png")
     put(tmp_path / "a" / "3.bmp")
     os.symlink("nothing", tmp_path / "a" / "4.png")
     put(tmp_path / "stray.png")
     put(tmp_path / ".DS_Store")
     data = ClassFolders(tmp_path).open()
-    assert data.keys == ["a/1.png", "a/2.png"]
+    assert data.keys == ["a/1.png", "a/2.png", "b/2.png", "b/5.png"]
     assert data.notes == (
         "2 files are left out (formats that are not decoded, links that lead to no file): a/3.bmp, a/4.png",
         "1 images are in no class's folder: stray.png",
@@ -157,10 +164,11 @@ def test_what_is_left_out_is_told(tmp_path):
 
 def test_a_link_round_in_a_circle_ends(tmp_path):
     put(tmp_path / "a" / "1.png")
+    put(tmp_path / "b" / "1.png")
     os.symlink("..", tmp_path / "a" / "up")
     os.symlink("loop", tmp_path / "loop")
     data = ClassFolders(tmp_path).open()
-    assert data.keys == ["a/1.png"] and "a/up" in data.notes[0]
+    assert data.keys == ["a/1.png", "b/1.png"] and "a/up" in data.notes[0]
 
 
 def test_no_folder_and_no_images_are_refused(tmp_path):
@@ -183,3 +191,26 @@ def test_images_that_cannot_be_decoded_are_told_and_keep_their_rows(tmp_path):
     embedder = Embedder(RawPixels())
     assert sorted(embedder.images(data).failed) == [1, 2, 3]
     assert embedder.labelled(data).rows.tolist() == [0] and len(data.keys) == 4
+
+
+def test_one_class_alone_is_refused_with_the_folder_that_was_meant(tmp_path):
+    put(tmp_path / "birds" / "crane" / "1.png")
+    put(tmp_path / "birds" / "owl" / "deep" / "2.png")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError) as refused:
+        ClassFolders(tmp_path).open()
+    assert f"one class only, 'birds' (did you mean {tmp_path / 'birds'}?)" in str(refused.value)
+    put(tmp_path / "alone" / "cat" / "1.png")
+    with pytest.raises(InputError, match="one class only, 'cat'; give a folder with a subfolder"):
+        ClassFolders(tmp_path / "alone").open()
+
+
+def test_copies_of_a_file_in_two_classes_are_told(tmp_path):
+    for name, colour in (("a/1", 1), ("a/2", 2), ("a/3", 2), ("b/4", 4), ("b/5", 1), ("c/6", 1), ("c/7", 4)):
+        put(tmp_path / f"{name}.png", picture((colour, 0, 0)))
+    assert "2 images are in two classes at once: 1.png (a, b, c)" in ClassFolders(tmp_path).open().notes
+    put(tmp_path / "b" / "5.png", picture((5, 0, 0)))
+    put(tmp_path / "c" / "6.png", picture((6, 0, 0)))
+    put(tmp_path / "c" / "7.png", picture((7, 0, 0)))
+    # copies within a class are none of these
+    assert ClassFolders(tmp_path).open().notes == ()

@@ -36,7 +36,9 @@ def test_files_and_data_sets_of_ours_are_recognised(tmp_path, emoji_slice):
 
 
 def test_what_is_not_recognised_is_told_what_would_be(tmp_path, emoji_slice):
-    with pytest.raises(InputError, match=r"no evaluation set at .*mofi pairs.*GPR1200.*ImageNet.*test/0.tar"):
+    with pytest.raises(
+        InputError, match=r"no evaluation set at the path .*mofi pairs.*GPR1200.*ImageNet.*test/0.tar"
+    ):
         at_path(tmp_path / "nowhere")
     with pytest.raises(InputError, match="is no evaluation set; give the parquet"):
         at_path(tmp_path)

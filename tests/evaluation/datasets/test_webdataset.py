@@ -1,12 +1,14 @@
 import io
 import random
 import tarfile
+from pathlib import Path
 
 import pytest
 import webdataset
 from tests.evaluation.datasets.pictures import picture, put
 
 from mofi_lightning.evaluation.datasets import WebDataset
+from mofi_lightning.evaluation.suite.suite import load_suites
 from mofi_lightning.types import InputError
 
 
@@ -111,6 +113,7 @@ def test_a_class_without_images_stays_a_candidate_and_names_may_be_missing(tmp_p
         (b"crane", "is 'crane'"),
         (b"", "is ''"),
         (b"\xff", "is not UTF-8"),
+        (b"1" * 5000, "is '11111111111111111111', not 0 to 1"),
         (b"1" * 2**21, "more than any text"),
     ],
 )
@@ -190,4 +193,31 @@ def test_other_data_and_templates_are_refused(tmp_path):
         WebDataset(tmp_path).open()
     put(tmp_path / "dataset_type.txt", "multilabel\n")
     with pytest.raises(InputError, match="is a data set of 'multilabel'"):
+        WebDataset(tmp_path).open()
+
+
+@pytest.mark.parametrize(
+    ("folder", "repository"),
+    [("vtab/dtd", "wds_vtab-dtd"), ("sun397", "wds_sun397"), ("wds_vtab-pets", "wds_vtab-pets")],
+)
+def test_a_missing_set_is_told_where_its_own_tars_are(tmp_path, folder, repository):
+    path = tmp_path / folder
+    with pytest.raises(InputError) as refused:
+        WebDataset(path).open()
+    assert f"clip-benchmark/{repository} --local-dir {path}`" in str(refused.value)
+
+
+def test_each_set_of_vtab_has_a_folder_of_its_own():
+    suite = load_suites([Path("configs/evaluation/vtab.yaml")], [])
+    paths = {name: task.data.path for name, task in suite.tasks.items()}
+    assert len({*paths.values()}) == 19
+    assert all(path.name == name for name, path in paths.items())
+    # the only one that CLIP_benchmark has outside of its vtab/
+    assert [name for name, path in paths.items() if path.parent.name != "vtab"] == ["sun397"]
+
+
+def test_a_number_of_tars_beyond_all_is_refused(tmp_path):
+    classes(tmp_path, b"0", b"1")
+    (tmp_path / "test" / "nshards.txt").write_text("1" * 5000)
+    with pytest.raises(InputError, match=r"nshards.txt says '11111111111111111111', not the number of tars"):
         WebDataset(tmp_path).open()

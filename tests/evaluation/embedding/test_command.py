@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -12,10 +13,11 @@ import torch
 
 from mofi_lightning.cli import main
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.evaluation import versions
 from mofi_lightning.evaluation.datasets import EvaluationSet, at_path
-from mofi_lightning.evaluation.embedding.command import embed_part
 from mofi_lightning.evaluation.embedding.image_streams import open_images
 from mofi_lightning.evaluation.embedding.images import embed_images
+from mofi_lightning.evaluation.embedding.parts import Listing, embed_part
 from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
 
@@ -102,6 +104,7 @@ def test_undecodable_images_are_left_out_and_listed_with_their_reason(tmp_path, 
     out = capsys.readouterr().out
     assert "2 of 3 images embedded" in out
     assert "1 left out: no JPEG, PNG, GIF or WebP image" in out
+    assert f"{tmp_path / 'out' / '_parts' / 'part-00000.json'} says which, and why" in out
 
 
 def test_a_part_without_an_image_has_the_columns_of_the_others(tmp_path, data):
@@ -201,5 +204,67 @@ class Broken(RawPixels):
 
 def test_numbers_that_are_not_finite_are_not_written(data):
     images = iter(list(zip("abc", data.images, strict=False)))
+    listing = Listing()
     with pytest.raises(InputError, match="1 embeddings are not finite, the first of 'b'"):
-        embed_part(Broken(), images, 4, 1, with_features=False)
+        embed_part(Broken(), listing.noted(images), listing, 4, 1, with_features=False)
+
+
+def test_models_that_do_not_fit_together_are_named_as_they_were_given(tmp_path, pairs, model, capsys):
+    out = str(tmp_path / "out")
+    main(["embed", model, pairs, out, *IN_PARTS])
+    error = refused(["pixels", pairs, out, *IN_PARTS], capsys)
+    assert f"was made with model {model!r}, not 'pixels'; give another folder" in error
+    # the same files elsewhere are the same model
+    copy = shutil.copytree(model, tmp_path / "copy")
+    main(["embed", str(copy), pairs, out, *IN_PARTS])
+    (copy / "note").write_text("of another content")
+    main(["embed", str(copy), pairs, str(tmp_path / "second"), *IN_PARTS])
+    (copy / "note").write_text("changed")
+    error = refused([str(copy), pairs, str(tmp_path / "second"), *IN_PARTS], capsys)
+    assert f"was made with model '{copy}' as it was before its files or weights changed" in error
+
+
+def test_an_image_that_changed_under_its_key_is_not_passed_over(tmp_path, pairs, capsys):
+    table, file, out = (
+        pq.read_table(pairs).select(["key", "image"]).slice(0, 6),
+        tmp_path / "a.parquet",
+        "out",
+    )
+    words = ["embed", "pixels", str(file), str(tmp_path / out), "--part_images", "2"]
+    pq.write_table(table, file)
+    main(words)
+    images = table["image"].to_pylist()
+    images[2] = images[0]
+    pq.write_table(pa.table({"key": table["key"], "image": images}), file)
+    error = refused(words[1:], capsys)
+    assert "part-00001.parquet is of other images" in error
+    assert "delete it, and it is made anew" in error
+    (tmp_path / out / "part-00001.parquet").unlink()
+    main(words)
+    vectors = pq.read_table(tmp_path / out)["vector"].to_pylist()
+    assert vectors[2] == vectors[0]
+
+
+def test_parts_beyond_the_images_are_refused_until_they_are_gone(tmp_path, pairs, capsys):
+    table, file, out = pq.read_table(pairs).select(["key", "image"]), tmp_path / "a.parquet", tmp_path / "out"
+    words = ["embed", "pixels", str(file), str(out), "--part_images", "2", "--format", "npy"]
+    pq.write_table(table.slice(0, 6), file)
+    main(words)
+    pq.write_table(table.slice(0, 4), file)
+    error = refused(words[1:], capsys)
+    assert "part-00002.keys.npy, part-00002.npy of more images than" in error
+    for left in out.glob("part-00002*"):
+        left.unlink()
+    main(words)
+
+
+def test_parts_of_other_versions_of_the_libraries_are_refused(tmp_path, pairs, capsys, monkeypatch):
+    main(["embed", "pixels", pairs, str(tmp_path), *IN_PARTS])
+    monkeypatch.setattr(versions, "version", lambda library: "0.0.1")
+    assert "was made with libraries" in refused(["pixels", pairs, str(tmp_path), *IN_PARTS], capsys)
+
+
+def test_a_split_of_a_folder_of_image_files_is_refused(tmp_path, data):
+    (tmp_path / "a.png").write_bytes(data.images[0])
+    with pytest.raises(InputError, match="which has no splits; leave out --split test"):
+        open_images(str(tmp_path), "test")

@@ -5,6 +5,7 @@ from torch import Tensor
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
 from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.encoders.tokenizer import Tokenizer
+from mofi_lightning.evaluation import versions
 from mofi_lightning.evaluation.datasets import EvaluationSet, at_path
 from mofi_lightning.evaluation.embedding import embedder as module
 from mofi_lightning.evaluation.embedding.embedder import Deferred, Embedder
@@ -64,7 +65,7 @@ def test_the_cache_gives_what_embedding_gives_without_loading_the_model(tmp_path
 
 def test_other_versions_of_libraries_embed_anew(tmp_path, data, monkeypatch):
     Embedder(RawPixels(), tmp_path, "abc").images(data)
-    monkeypatch.setattr(module, "version", lambda library: "0.0.1")
+    monkeypatch.setattr(versions, "version", lambda library: "0.0.1")
     with pytest.raises(AssertionError, match="the model was loaded"):
         Embedder(Deferred(no_model), tmp_path, "abc").images(data)
 
@@ -151,3 +152,9 @@ def test_sets_beyond_two_are_read_again_from_disk(tmp_path, data):
     batches = list(embedder.model.batches)
     assert torch.equal(embedder.images(sets[0]).embeddings, first[0])
     assert embedder.model.batches == batches
+
+
+def test_texts_that_look_alike_when_they_are_joined_are_told_apart(model):
+    embedder = Embedder(model)
+    assert len(embedder.texts(["a\0b"])) == 1
+    assert len(embedder.texts(["a", "b"])) == 2

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from tests.images import encoded
 from torchvision.transforms.functional import pil_to_tensor, to_pil_image
 
 from mofi_lightning.encoders.decoding import decode
@@ -12,6 +13,7 @@ from mofi_lightning.encoders.text import TextConfig
 from mofi_lightning.encoders.tokenizer import Tokenizer
 from mofi_lightning.evaluation.datasets import EvaluationSet, at_path
 from mofi_lightning.evaluation.embedding import images as module
+from mofi_lightning.evaluation.embedding.embedder import Embedder
 from mofi_lightning.evaluation.embedding.images import embed_images, embed_texts, encode, output_widths
 from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
@@ -97,3 +99,48 @@ def test_probes_can_learn_from_what_is_embedded(model, data):
 def test_the_example_of_a_model_of_ones_own_runs():
     assert doctest.testmod(module).attempted
     assert not doctest.testmod(module).failed
+
+
+class FailsAtNine(RawPixels):
+    """Its preprocessing fails on images of nine rows."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+    def preprocess(self, image):
+        if image.shape[1] == 9:
+            raise self.error
+        return RawPixels.preprocess(image)
+
+
+def pictures(*heights: int) -> list[bytes]:
+    return [encoded(Image.new("RGB", (8, height)), "PNG") for height in heights]
+
+
+def test_a_failing_model_is_an_error_that_names_the_step_and_the_image(tmp_path):
+    images = pictures(8, 8, 8, 9, 8)
+    model = FailsAtNine(ValueError("nine\nrows"))
+    with pytest.raises(InputError, match=r"^preprocessing image 3 failed: ValueError: nine rows$"):
+        embed_images(model, images, batch_size=2)
+    for error in (MemoryError(), KeyboardInterrupt()):
+        with pytest.raises(type(error)):
+            embed_images(FailsAtNine(error), images, batch_size=2)
+    data = EvaluationSet("set", list("abcde"), [images[0], b"none", *images[:2], images[3]], list("aabbc"))
+    with pytest.raises(InputError, match="preprocessing image 4 failed"):
+        Embedder(model, tmp_path, "hash").images(data)
+
+
+def test_a_failing_forward_pass_is_an_error_that_names_the_images(monkeypatch):
+    class Model(RawPixels):
+        text = True
+
+        def encode_image(self, image):
+            raise RuntimeError("no kernel")
+
+        def encode_text(self, texts):
+            raise IndexError("out of range")
+
+    with pytest.raises(InputError, match=r"^embedding images 0 to 1 failed: RuntimeError: no kernel$"):
+        embed_images(Model(), pictures(8, 8, 8), batch_size=2)
+    with pytest.raises(InputError, match=r"^embedding texts 0 to 2 failed: IndexError: out of range$"):
+        embed_texts(Model(), ["a", "b", "c"])

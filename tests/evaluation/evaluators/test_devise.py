@@ -68,6 +68,28 @@ def test_unseen_images_compete_among_the_unseen_and_among_all():
     assert found.scores["generalized_hp@2"].values[2:].tolist() == [0.5, 0.5]
 
 
+def test_a_class_without_a_vector_is_no_candidate_and_its_images_are_wrong():
+    # from the first image on: unlike every class, most like the bee; an eel at cosine 0 would be the first
+    images = torch.tensor([[-9.0, -1, -8, -7, 0, 0], [0, 0, 0, 0, 9, 0]])
+    known = {name: vector for name, vector in TEXTS.items() if name != "eel"}
+    data = _set("be", hierarchy=KINDS, seen=frozenset("ab"))
+    found = _measure(data, Given(images, None, Labels(known, 6)), hits=(1, 2, 4), precision=(1, 2, 3))
+    assert found.scores["hit@1"].values.tolist() == [1, 0]
+    assert found.scores["hp@1"].values.tolist() == [1, 0]
+    # no ring of an ant's or a bee's holds the eel: bee, then a dog
+    assert found.scores["hp@2"].values.tolist() == [0.5, 0]
+    assert "hit@4" not in found.scores
+    assert "hit@k and hp@k are left out at k = 4: there are 4 candidates" in found.notes
+    assert (
+        "hit@k: 1 of 5 candidates have no vector and do not compete; their 1 images are wrong" in found.notes
+    )
+    assert found.scores["generalized_hit@1"].values.tolist()[1] == 0
+    fewer = {name: vector for name, vector in known.items() if name != "dog"}
+    found = _measure(data, Given(images, None, Labels(fewer, 6)))
+    assert "no unseen_hit@k: fewer than two candidates have a vector" in found.notes
+    assert not [name for name in found.scores if name.startswith("unseen")]
+
+
 @pytest.mark.parametrize(
     ("seen", "note"),
     [

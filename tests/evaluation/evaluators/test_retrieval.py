@@ -39,7 +39,8 @@ def test_measures_are_those_of_hand_and_undecodable_images_count_in_none():
     assert with_self[1] == 1
     assert found.values == {"queries": 4}
     assert found.notes == (
-        "1 of 4 queries have no other image of their entity; only map_with_self counts them",
+        "1 of 4 queries have no other image of their entity; only map_with_self counts them "
+        "(recall@1 leaves them out, knn_acc1 counts them as wrong)",
     )
 
 
@@ -71,19 +72,22 @@ def test_named_queries_search_the_images_that_are_none():
 
 def test_copies_are_counted_by_file_and_by_embedding():
     data = _set("aabbb", files=[b"0", b"1", b"1", b"3", b"4"])
-    notes = Retrieval()(Given(_at(0, 10, 99, 20, 20)), data).notes
+    notes = Retrieval(k=())(Given(_at(0, 10, 99, 20, 20)), data).notes
     assert notes == (
         "2 images are the same file as another one of the set; finding copies inflates mAP",
         "4 of 5 images have exactly the embedding of another one; they tie",
     )
-    assert Retrieval()(Given(_at(0, 10, 30, 50)), _set("aabb")).notes == ()
+    assert Retrieval(k=())(Given(_at(0, 10, 30, 50)), _set("aabb")).notes == ()
 
 
 def test_neighbours_classify_and_classes_that_none_can_have_are_counted():
     found = KNN(k=(1, 2), temperatures=(0.07,))(Given(_at(0, 1, 30, 31, 60, NAN)), _set("aabbca"))
     assert found.scores["knn_acc1"].values.tolist() == pytest.approx([1, 1, 1, 1, 0, NAN], nan_ok=True)
     assert found.values == pytest.approx({"knn_k1_t0.07": 4 / 5, "knn_k2_t0.07": 4 / 5})
-    assert found.notes == ("1 of 5 images are of a class that no neighbour can have",)
+    assert found.notes == (
+        "1 of 5 images are of a class that no neighbour can have; knn_acc1 counts them as wrong (recall@1 "
+        "leaves out what has no other image of its entity)",
+    )
 
 
 def test_fit_votes_or_else_the_images_that_are_no_queries():
@@ -94,6 +98,49 @@ def test_fit_votes_or_else_the_images_that_are_no_queries():
     named = KNN(k=(1,))(Given(vectors), _set("abbba", queries=[0, 1]))
     assert named.scores["knn_acc1"].values.tolist() == pytest.approx([0, 0, NAN, NAN, NAN], nan_ok=True)
     assert KNN()(Given(vectors), _set("a")).skipped
+
+
+def test_named_queries_alone_are_classified_also_where_the_training_split_votes():
+    vectors = _at(0, 60, 1, 2, 61)
+    data = _set("ab", queries=[1], fit=_set("aab", files=[b"2", b"3", b"4"]))
+    found = KNN(k=(1,))(Given(vectors), data)
+    assert found.scores["knn_acc1"].values.tolist() == pytest.approx([NAN, 1], nan_ok=True)
+    everything = _set("ab", queries=[0, 1], fit=_set("aab", files=[b"2", b"3", b"4"]))
+    assert KNN(k=(1,))(Given(vectors), everything).metrics()["knn_acc1"] == 1
+
+
+def test_a_k_that_takes_all_there_is_to_find_is_left_out_and_told():
+    # right for any model: the index is of 3 others, of 3 images beside the query, of 4 captions
+    found = Retrieval(k=(1, 2, 3, 10))(Given(_at(0, 10, 20, 45)), _set("abab"))
+    assert {name for name in found.scores if "recall" in name} == {"recall@1", "recall@2"}
+    assert found.notes == ("recall@k is left out at k = 3, 10: there are 3 images to find",)
+    named = Retrieval(k=(2, 3))(Given(_at(0, 10, 20, 45)), _set("abab", queries=[0]))
+    assert {name for name in named.scores if "recall" in name} == {"recall@1", "recall@2"}
+    pair = Retrieval(k=())(Given(_at(0, 10)), _set("aa"))
+    assert pair.metrics()["recall@1"] == 1 and not pair.notes
+    texts = {"one": [1.0, 0.0], "two": [0.1, 1.0], "three": [-1.0, 0.0], "four": [0.0, 1.0]}
+    captions = [("one", "a"), ("two", "b"), ("three", "b"), ("four", "a")]
+    found = ImageText(k=(1, 2, 3, 4))(Given(_at(0, 10, 50), texts), _set("abb", captions=captions))
+    assert set(found.scores) == {
+        *(f"image_retrieval_recall@{k}" for k in (1, 2)),
+        *(f"text_retrieval_recall@{k}" for k in (1, 2, 3)),
+    }
+    assert found.notes == (
+        "image_retrieval_recall@k is left out at k = 3, 4: there are 3 images",
+        "text_retrieval_recall@k is left out at k = 4: there are 4 captions",
+    )
+
+
+def test_a_domain_whose_queries_find_nothing_is_left_out_and_told():
+    data = _set("aabc", domains=["left", "left", "right", "right"])
+    found = Retrieval(k=())(Given(_at(0, 10, 30, 50)), data)
+    assert {name for name in found.scores if "/" in name} == {
+        "map/left",
+        "map_with_self/left",
+        "map_with_self/right",
+    }
+    assert not any(value != value for value in found.metrics().values())
+    assert found.notes[0] == "map/right is left out: no query of right has an image to find"
 
 
 def test_image_text_has_the_names_of_clip_benchmark_and_counts_what_has_no_counterpart():

@@ -41,13 +41,15 @@ def test_accuracies_are_those_of_hand_and_undecodable_images_count_in_none():
     found = ZeroShot(["a {}"])(Given(IMAGES, TEXTS), _set("aaabcd"))
     assert found.scores["acc1"].values[:5].tolist() == [1, 1, 0, 0, 1]
     assert found.scores["acc1"].values[5].isnan()
-    assert found.scores["acc5"].values[:5].tolist() == [1, 1, 1, 1, 1]
     assert found.scores["acc1"].clusters[:5].tolist() == [0, 0, 0, 1, 2]
     assert found.metrics()["acc1"] == 3 / 5
     assert found.metrics()["mean_per_class_recall"] == pytest.approx((2 / 3 + 0 + 1) / 3)
     want = balanced_accuracy_score(list("aaabc"), list("aacac"))
     assert found.metrics()["mean_per_class_recall"] == pytest.approx(want)
-    assert found.notes == ("mean_per_class_recall is over the 3 of 5 classes with images",)
+    assert found.notes == (
+        "acc5 says nothing of 5 classes",
+        "mean_per_class_recall is over the 3 of 5 classes with images",
+    )
 
 
 def test_the_datas_prompts_win_over_the_evaluators():
@@ -82,7 +84,14 @@ def test_a_class_without_a_name_goes_by_its_id_and_is_named(name):
     assert found.metrics() == ZeroShot(["a {}"])(Given(IMAGES, TEXTS), _set("aaabcd")).metrics()
 
 
-def test_fewer_than_five_classes_have_no_acc5():
+def test_of_six_classes_acc5_is_the_share_that_is_not_last():
+    texts = {**TEXTS, "a fox": BASIS[5]}
+    found = ZeroShot(["a {}"])(Given(IMAGES, texts), _set("faabcd", names={**NAMES, "f": "fox"}))
+    # the fox is last of the first image, the ant of the third
+    assert found.scores["acc5"].values[:5].tolist() == [0, 1, 0, 1, 1]
+
+
+def test_five_classes_and_fewer_have_no_acc5():
     names = {"a": "ant", "b": "bee"}
     found = ZeroShot(["a {}"])(Given(IMAGES, TEXTS), _set("aaab", names=names))
     assert set(found.metrics()) == {"acc1", "mean_per_class_recall"}
@@ -120,10 +129,32 @@ def test_a_label_space_is_asked_for_the_texts_its_vectors_are_of():
     assert space.asked == ["ant", "bee, it buzzes", "cat", "dog", "eel"]
     assert found.metrics()["acc1"] == 3 / 5
     assert found.metrics()["zero_shot_unknown_classes"] == 1
-    assert found.notes[0] == "1 of 5 classes hold no word that the label vectors' model knows: e"
+    assert found.notes[0] == (
+        "1 of 5 classes hold no word that the label vectors' model knows; they do not compete, and their 0 "
+        "images are wrong: e"
+    )
     space.config = dataclasses.replace(space.config, descriptions=False)
     ZeroShot()(Given(IMAGES, None, space), data)
     assert space.asked == list(NAMES.values())
+
+
+def test_a_class_the_label_space_does_not_know_competes_with_none_and_its_images_are_wrong():
+    # the first image is unlike every class, and most like the bee; an unknown cat would be at cosine 0
+    texts = {"ant": BASIS[0], "bee": BASIS[1]}
+    names = {"a": "ant", "b": "bee", "c": "cat"}
+    images = torch.tensor([[-9.0, -1, 0, 0, 0, 0], [9, 1, 0, 0, 0, 0], [0, 0, 9, 0, 0, 0]])
+    found = ZeroShot()(Given(images, None, Labels(texts, 6)), _set("bac", names=names))
+    assert found.scores["acc1"].values.tolist() == [1, 1, 0]
+    assert "and their 1 images are wrong: c" in found.notes[0]
+    alone = ZeroShot()(Given(images, None, Labels({"ant": BASIS[0]}, 6)), _set("bac", names=names))
+    assert alone.skipped == "1 of 3 classes can be embedded" and not alone.scores
+
+
+def test_six_classes_of_which_five_are_known_have_no_acc5():
+    names = {**NAMES, "f": "fox"}
+    known = {name: BASIS[row] for row, name in enumerate(NAMES.values())}
+    found = ZeroShot()(Given(IMAGES, None, Labels(known, 6)), _set("aaabcd", names=names))
+    assert "acc5" not in found.scores and "acc5 says nothing of 5 classes" in found.notes
 
 
 def test_a_text_tower_is_asked_before_a_label_space():

@@ -1,5 +1,6 @@
 import itertools
 import math
+import time
 
 import numpy as np
 import pytest
@@ -33,7 +34,8 @@ def test_interval_of_independent_rows_agrees_with_scipy():
 
 
 def test_interval_of_unequal_clusters_equals_naive_draws():
-    values, clusters = _hits(30, 1), torch.arange(30) ** 2 // 90
+    values, clusters = _hits(150, 1), torch.arange(150) ** 2 // 500
+    assert len(clusters.unique()) > 30
     drawn = np.random.default_rng(0)
     groups = [values[clusters == c].numpy() for c in clusters.unique()]
     means = [
@@ -42,6 +44,41 @@ def test_interval_of_unequal_clusters_equals_naive_draws():
     ]
     want = np.quantile(means, [0.05, 0.95])
     assert bootstrap_interval(values, clusters, level=0.9, resamples=8000) == pytest.approx(want, abs=0.02)
+
+
+@pytest.mark.parametrize("groups", (2, 3, 19, 29))
+def test_interval_of_few_clusters_is_students(groups):
+    means = torch.rand(groups, generator=torch.Generator().manual_seed(groups)).double()
+    low, high = bootstrap_interval(means.repeat_interleave(4), torch.arange(groups).repeat_interleave(4))
+    want = scipy.stats.t.interval(0.95, groups - 1, means.mean(), scipy.stats.sem(means.numpy()))
+    assert (low, high) == pytest.approx(want)
+
+
+def test_many_clusters_are_normal_and_agree_with_draws(monkeypatch):
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.rand(1200, generator=generator), 0.99 * torch.rand(1200, generator=generator)
+    normal = paired_test(a, b, torch.arange(1200))
+    monkeypatch.setattr(confidence, "_MANY", 10**9)
+    drawn = paired_test(a, b, torch.arange(1200))
+    assert normal.p_value != drawn.p_value
+    assert normal.p_value == pytest.approx(drawn.p_value, abs=0.02)
+    assert normal.interval == pytest.approx(drawn.interval, abs=0.003)
+
+
+def test_cluster_that_outweighs_many_is_drawn_and_not_taken_as_normal():
+    values = torch.cat([torch.full((2000,), 0.5), torch.linspace(-0.1, 0.1, 2001)])
+    clusters = torch.cat([torch.zeros(2000, dtype=torch.long), torch.arange(1, 2002)])
+    # one sum of 1000 decides the total of each flip, which it never undoes
+    assert paired_test(values, torch.zeros(4001), clusters).p_value > 0.4
+
+
+def test_hundred_thousand_queries_take_less_than_a_second_of_processor():
+    a, b = _hits(100_000, 0), _hits(100_000, 1)
+    real = torch.rand(100_000, generator=torch.Generator().manual_seed(2)).double()
+    start = time.process_time()
+    paired_test(a, b, torch.arange(100_000))
+    paired_test(real, b, torch.arange(100_000))
+    assert time.process_time() - start < 2
 
 
 def test_copies_of_a_row_within_its_cluster_change_nothing():
@@ -151,3 +188,20 @@ def test_intervals_cover_the_mean_and_tests_reject_as_often_as_they_say():
     assert 0.92 <= covered / trials <= 0.97
     assert naive / trials < 0.85
     assert 0.03 <= rejected / trials <= 0.075
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize("groups", (2, 3, 5, 10, 20, 29, 30, 40))
+def test_intervals_of_few_clusters_cover_the_mean_too(groups):
+    seed, trials = groups, 2000
+    generator = torch.Generator().manual_seed(seed)
+    print(f"seed {seed}")
+    clusters = torch.arange(groups).repeat_interleave(5)
+    covered = 0
+    for _ in range(trials):
+        effects = torch.randn(groups, 1, generator=generator).double()
+        values = (effects + torch.randn(groups, 5, generator=generator)).flatten()
+        low, high = bootstrap_interval(values, clusters, resamples=1000)
+        covered += low <= 0 <= high
+    assert 0.92 <= covered / trials <= 0.97

@@ -11,6 +11,7 @@ from torchmetrics import MetricCollection
 from mofi_lightning.distributed import rank, world_size
 from mofi_lightning.evaluation.measures.image_text import ImageTextRecallAtK, image_text_recall
 from mofi_lightning.evaluation.measures.knn import KNNAccuracy, weighted_knn
+from mofi_lightning.evaluation.measures.linear_probe import LinearProbeAccuracy
 from mofi_lightning.evaluation.measures.retrieval import (
     MAPAtR,
     RecallAtK,
@@ -20,6 +21,7 @@ from mofi_lightning.evaluation.measures.retrieval import (
     retrieval_average_precision,
     retrieval_hits,
 )
+from mofi_lightning.evaluation.measures.ridge_probe import RidgeProbeAccuracy
 
 K, TEMPERATURES = (1, 5), (0.03, 0.07)
 
@@ -118,3 +120,23 @@ def test_ranks_with_other_shares_or_none_give_the_number_of_one_process(pool, wo
     want = _want(vectors, labels) | {"image_text": float(both)}
     for found in pool(world, _of_a_rank, vectors, texts, labels, idle):
         assert found == pytest.approx(want, abs=1e-9)
+
+
+def test_metrics_of_other_settings_share_states_and_differ_in_value():
+    # after a first batch without labels too; they keep the rows themselves, which are the same for all
+    vectors, labels = _data()
+    fitting = torch.arange(61) % 2 == 0
+    batches = [(vectors[:3], -torch.ones(3).long(), fitting[:3]), (vectors, labels, fitting)]
+    probes = MetricCollection({"ridge": RidgeProbeAccuracy(), "linear": LinearProbeAccuracy(penalty=100.0)})
+    recalls = MetricCollection({str(k): ImageTextRecallAtK(k=k) for k in (1, 3)})
+    for features, classes, learnt in batches:
+        probes.update(features, classes, learnt)
+        recalls(features, features.flip(0), classes)
+    for metric in (RidgeProbeAccuracy(), LinearProbeAccuracy(penalty=100.0)):
+        metric.update(*batches[1])
+        name = "ridge" if isinstance(metric, RidgeProbeAccuracy) else "linear"
+        assert float(probes.compute()[name]) == pytest.approx(float(metric.compute()), abs=1e-12)
+    found = image_text_recall(vectors, labels, vectors.flip(0), labels, k=(1, 3))
+    for k in (1, 3):
+        want = (found.image_to_text[k].nanmean() + found.text_to_image[k].nanmean()) / 2
+        assert float(recalls.compute()[str(k)]) == pytest.approx(float(want), abs=1e-12)

@@ -4,6 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torchmetrics import MetricCollection
 
 from mofi_lightning.evaluation.datasets.hierarchy import read_hierarchy
 from mofi_lightning.evaluation.measures import scores
@@ -85,6 +86,32 @@ def test_wrong_labels_take_tied_places_first(similar, want):
     hierarchy = LabelHierarchy(PETS, FOUR)
     got = hierarchical_precision(torch.tensor([similar]), torch.tensor([0]), torch.eye(4), hierarchy, (2,))
     assert got[2].tolist() == [want]
+
+
+def test_a_k_that_is_given_twice_is_measured_once():
+    images, labels, weights = _data(20, 137)
+    once, twice = (hierarchical_precision(images, labels, weights, _wordnet(), k) for k in ((2,), (2, 2)))
+    assert list(twice) == [2] and torch.equal(once[2], twice[2])
+
+
+@pytest.mark.parametrize("start", ["update", "forward"])
+def test_metrics_of_other_settings_stay_apart_in_a_collection(start):
+    # the first batch is unlabelled, so that all counts are equal then
+    images, labels, weights = _data(60, 4)
+    other = {**PETS, "cat": ["wild"], "wolf": ["pet"]}
+    settings = {
+        "a": (weights, LabelHierarchy(PETS, FOUR), 2),
+        "b": (weights.flip(0), LabelHierarchy(PETS, FOUR), 2),
+        "c": (weights, LabelHierarchy(other, FOUR), 2),
+        "d": (weights, LabelHierarchy(PETS, FOUR[::-1]), 2),
+        "e": (weights, LabelHierarchy(PETS, FOUR), 3),
+    }
+    metrics = MetricCollection({name: HierarchicalPrecision(*given) for name, given in settings.items()})
+    for batch, classes in ((images[:5], -torch.ones(5).long()), (images, labels)):
+        getattr(metrics, start)(batch, classes)
+    for name, (vectors, hierarchy, k) in settings.items():
+        want = hierarchical_precision(images, labels, vectors, hierarchy, (k,))[k]
+        assert float(metrics.compute()[name]) == pytest.approx(float(want.nanmean()), abs=1e-12)
 
 
 def test_a_label_connected_to_too_few_has_no_value():

@@ -1,3 +1,4 @@
+import itertools
 import math
 
 import pytest
@@ -66,31 +67,66 @@ def test_one_row_has_no_neighbour():
         weighted_knn(torch.ones(1, 2), torch.zeros(1, dtype=torch.long))
 
 
-def _exact(vectors: Tensor, labels: Tensor, k: int, temperature: float) -> list[int]:
-    """Votes in fp64 of the k nearest others by score, to 12 places, then class; the lowest of equal votes."""
+def _right(vectors: Tensor, labels: Tensor, k: int, temperature: float) -> list[bool]:
+    """Whether the true class has the most votes however the rows that tie for the k-th place are drawn."""
     rows = torch.nn.functional.normalize(vectors.double(), dim=1)
-    guesses = []
+    right = []
     for query, own in enumerate((rows @ rows.T).tolist()):
-        ranked = sorted((-round(s, 12), int(labels[row])) for row, s in enumerate(own) if row != query)[:k]
-        votes: dict[int, float] = {}
-        for score, label in ranked:
-            votes[label] = votes.get(label, 0) + math.exp((-score - 1) / temperature)
-        most = max(votes.values())
-        guesses.append(min(label for label, vote in votes.items() if vote > most * (1 - 1e-9)))
-    return guesses
+        others = [(round(score, 12), int(labels[row])) for row, score in enumerate(own) if row != query]
+        last = sorted(others, reverse=True)[:k][-1][0]
+        sure = [other for other in others if other[0] > last]
+        tied = [other for other in others if other[0] == last]
+        wins = []
+        for drawn in itertools.combinations(tied, min(k, len(others)) - len(sure)):
+            votes: dict[int, float] = {}
+            for score, label in [*sure, *drawn]:
+                votes[label] = votes.get(label, 0) + math.exp((score - 1) / temperature)
+            mine = votes.pop(int(labels[query]), 0)
+            wins.append(mine > max(votes.values(), default=0) * (1 + 1e-9))
+        right.append(all(wins))
+    return right
 
 
 @pytest.mark.parametrize("block", [900, 2**23])
-def test_copies_of_other_classes_vote_in_the_order_of_classes_whatever_the_order_of_rows(monkeypatch, block):
+def test_copies_of_other_classes_never_favour_the_model_whatever_the_order_of_rows_or_classes(
+    monkeypatch, block
+):
     monkeypatch.setattr(scoring, "BLOCK", block)
     generator = torch.Generator().manual_seed(4)
-    vectors = torch.randn(30, 6, generator=generator).repeat(4, 1)
-    labels = torch.randint(9, (120,), generator=generator)
-    for order in (torch.arange(120), torch.randperm(120, generator=generator)):
-        result = weighted_knn(vectors[order], labels[order], k=(1, 2, 5), temperatures=(0.07,))
-        for k in (1, 2, 5):
-            right = torch.tensor(_exact(vectors, labels, k, 0.07)) == labels
-            assert result.accuracy[k, 0.07] == pytest.approx(float(right.double().mean()), abs=1e-12)
+    vectors = torch.randn(15, 6, generator=generator).repeat(5, 1)
+    labels = (torch.arange(75) % 15 % 4 + (torch.rand(75, generator=generator) < 0.2)) % 4
+    want = {k: _right(vectors, labels, k, 0.07) for k in (1, 2, 4, 6, 7)}
+    assert 0 < sum(want[1]) < sum(want[6]) < 75
+    for order in (torch.arange(75), torch.randperm(75, generator=generator)):
+        for renamed in (labels, 3 - labels, torch.tensor([2, 0, 3, 1])[labels]):
+            for k, right in want.items():
+                result = weighted_knn(vectors[order], renamed[order], k=(k,), temperatures=(0.07,))
+                assert result.correct.bool().tolist() == [right[row] for row in order.tolist()]
+            swept = weighted_knn(vectors[order], renamed[order], k=tuple(want), temperatures=(0.07,))
+            for k, right in want.items():
+                assert swept.accuracy[k, 0.07] == pytest.approx(sum(right) / 75, abs=1e-12)
+
+
+def test_one_file_in_two_classes_scores_the_same_whichever_class_comes_first():
+    # a query of class 0, a copy of it in each of two classes
+    vectors = torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]])
+    for classes in ([0, 1, 2, 2], [1, 0, 2, 2], [2, 0, 1, 1]):
+        assert weighted_knn(
+            vectors[:1],
+            torch.tensor(classes[:1]),
+            vectors,
+            torch.tensor(classes),
+            k=(1, 2),
+            temperatures=(0.1,),
+        ).accuracy == {(1, 0.1): 0.0, (2, 0.1): 0.0}
+
+
+def test_a_constant_model_is_right_only_where_all_vote_and_the_class_outnumbers_the_others():
+    labels = torch.tensor([0] * 30 + [1] * 3)
+    assert weighted_knn(torch.ones(33, 4), labels, k=(1, 3), temperatures=(0.07,)).correct.sum() == 0
+    # 29 or 30 of class 0 and 3 of class 1 vote
+    everyone = weighted_knn(torch.ones(33, 4), labels, k=(200,), temperatures=(0.07,))
+    assert everyone.correct.tolist() == [1.0] * 30 + [0.0] * 3
 
 
 def test_sweep_is_sorted_and_the_smallest_of_equally_good_settings_is_the_best():

@@ -77,6 +77,54 @@ def test_penalty_that_rules_still_tells_the_classes_apart(penalty):
     assert np.array_equal(right, peer.predict(centred) == np.arange(90) % 3) and right.any()
 
 
+def many_classes() -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(150, (450,), generator=generator)
+    centres = torch.randn(150, 16, generator=generator)
+    features = centres[labels] + torch.randn(450, 16, generator=generator)
+    return 30 * torch.nn.functional.normalize(features), labels
+
+
+@pytest.mark.parametrize("penalty", (1e-2, 1.0, 1e3, 1e5, 1e6))
+def test_many_classes_end_at_the_minimum_whatever_lambda(monkeypatch, penalty):
+    features, labels = many_classes()
+    classes, targets = labels.unique(return_inverse=True)
+    loose = fit_linear_probe(features, labels, penalty=penalty)
+    monkeypatch.setattr(linear_probe, "_TOLERANCE", 1e-9)
+    tight = fit_linear_probe(features, labels, penalty=penalty, max_iterations=20_000)
+    got, want = (_objective(*fit.classifier[:2], features, targets, penalty) for fit in (loose, tight))
+    assert loose.converged and got == pytest.approx(want, rel=1e-7)
+    apart = (loose.classifier.weight - tight.classifier.weight).norm() / tight.classifier.weight.norm()
+    assert apart < 1e-2
+
+
+def test_trials_of_many_classes_tell_what_tight_fits_tell(monkeypatch):
+    monkeypatch.setattr(linear_probe, "LAMBDAS", tuple(10.0 ** (step / 8) for step in range(17, 50)))
+    features, labels = many_classes()
+    loose = fit_linear_probe(features, labels).trials
+    monkeypatch.setattr(linear_probe, "_TOLERANCE_OF_SEARCH", 1e-5)
+    for penalty, trial in fit_linear_probe(features, labels).trials.items():
+        if penalty in loose:
+            assert loose[penalty].accuracy == pytest.approx(trial.accuracy, abs=0.021)
+            assert loose[penalty].cross_entropy == pytest.approx(trial.cross_entropy, rel=0.01)
+
+
+def test_bar_counts_the_trials_and_the_last_fit(monkeypatch):
+    features, labels = probe_data(60, 4)
+    seen = []
+
+    def bar(items, title, total):
+        done = list(items)
+        seen.append((title, total, len(done)))
+        return done
+
+    monkeypatch.setattr(linear_probe, "track", bar)
+    trials = fit_linear_probe(features, labels, title="probe").trials
+    fit_linear_probe(features, labels, penalty=1.0, title="one")
+    # fewer where the best lambda is at an edge
+    assert seen == [("probe", 16, len(trials) + 1), ("one", 1, 1)] and len(trials) <= 15
+
+
 def test_lambdas_are_the_96_steps_of_clip():
     assert len(LAMBDAS) == 97 and LAMBDAS[0] == pytest.approx(1e-6) and LAMBDAS[-1] == pytest.approx(1e6)
     assert LAMBDAS[8] / LAMBDAS[0] == pytest.approx(10)

@@ -7,6 +7,7 @@ from torch import Tensor
 from mofi_lightning.evaluation.measures import neighbours
 from mofi_lightning.evaluation.measures import scores as scoring
 from mofi_lightning.evaluation.measures.neighbours import nearest_neighbours, top_k
+from mofi_lightning.evaluation.measures.scores import TIE
 from mofi_lightning.types import InputError
 
 
@@ -46,6 +47,31 @@ def test_of_rows_that_tie_the_lower_stands_first_also_where_more_tie_than_are_wa
     for k in (1, 3, 20):
         want = _naive(queries, index, k, left_out.tolist())
         assert top_k(queries, index, k, left_out=left_out).rows.tolist() == want
+
+
+@pytest.mark.parametrize("spare", [8, 0])
+def test_copies_tie_where_rounding_puts_their_scores_on_both_sides_of_a_grid_line(monkeypatch, spare):
+    # scores that differ in their last bits around a multiple of `TIE`, as sums in another order give them
+    monkeypatch.setattr(neighbours, "SPARE", spare)
+    line = round(0.5 / TIE) * TIE + TIE / 2
+    near = torch.tensor([[line - 2e-16, 0.9, line + 2e-16, line, 0.2, line + 3e-14]], dtype=torch.float64)
+    monkeypatch.setattr(neighbours, "exact_pairs", lambda queries, index, query, row: near[0, row])
+    monkeypatch.setattr(neighbours, "exact_scores", lambda queries, index: near.clone())
+    index = torch.tensor([[0.5, 0.75**0.5], [0.9, 0.19**0.5]] + [[0.5, 0.75**0.5]] * 4)
+    index[4] = torch.tensor([0.2, 0.96**0.5])
+    found = top_k(torch.tensor([[1.0, 0.0]]), index, 5)
+    assert found.rows.tolist() == [[1, 5, 0, 2, 3]]
+    assert found.scores[0, 2:].unique().tolist() == [float(near[0, 2])]
+    assert top_k(torch.tensor([[1.0, 0.0]]), index, 3).rows.tolist() == [[1, 5, 0]]
+
+
+def test_copies_stand_in_the_order_of_rows_for_every_one_of_many_queries():
+    originals = _rows(200, 24, 4)
+    index = originals.repeat(3, 1)
+    found = top_k(_rows(600, 24, 5), index, 9)
+    for rows in found.rows.view(600, 3, 3).tolist():
+        for group in rows:
+            assert group == sorted(group) and len({row % 200 for row in group}) == 1
 
 
 def test_a_collapsed_encoder_has_neighbours_in_the_order_of_rows():

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from sklearn.metrics import balanced_accuracy_score, top_k_accuracy_score
 from torch import Tensor, nn
+from torchmetrics import MetricCollection
 
 from mofi_lightning.evaluation.measures import scores, zero_shot
 from mofi_lightning.evaluation.measures.linear_classifier import class_recall
@@ -115,6 +116,37 @@ def test_metric_counts_over_batches_and_leaves_unlabelled_rows_out():
         metric = ZeroShotAccuracy(torch.eye(3), per_class=per_class)
         metric.update(torch.eye(3), torch.tensor([-1, -1, -1]))
         assert metric.compute().isnan()
+
+
+@pytest.mark.parametrize("start", ["update", "forward"])
+@pytest.mark.parametrize("first", ["right", "unlabelled"])
+def test_metrics_of_other_settings_stay_apart_in_a_collection(start, first):
+    # counts are equal after a first batch that is all right, or has no labels
+    images, labels, weights = _labelled(60, 30)
+    settings = {
+        "a": (weights, 1),
+        "b": (weights, 5),
+        "c": (weights.flip(0), 1),
+        "d": (weights * 1.5 + 0.1, 1),
+    }
+    metrics = MetricCollection({name: ZeroShotAccuracy(*given) for name, given in settings.items()})
+    easy = torch.arange(30)
+    batches = [(weights, easy if first == "right" else -torch.ones(30).long()), (images, labels)]
+    for batch, classes in batches:
+        getattr(metrics, start)(batch, classes)
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    for name, (vectors, k) in settings.items():
+        rank = zero_shot_rank(images[labels >= 0], labels[labels >= 0], vectors)
+        want = float((rank <= k).double().mean())
+        assert float(metrics.compute()[name]) == pytest.approx(want, abs=1e-12)
+
+
+def test_a_class_without_a_vector_beats_none_and_is_never_right():
+    weights = torch.tensor([[-1.0, 0.1], [0, 0], [0, 1], [-1, -1]])
+    images = torch.tensor([[1.0, -3], [1, -3]])
+    # all cosines but that with the last are negative; the zero vector's would be second
+    assert zero_shot_rank(images, torch.tensor([3, 0]), weights).tolist() == [1, 2]
+    assert zero_shot_rank(images, torch.tensor([1, 2]), weights).tolist() == [4, 3]
 
 
 @pytest.mark.parametrize(

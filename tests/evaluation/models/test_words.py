@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import save_file
 
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
+from mofi_lightning.evaluation.models.content import hash_files
 from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.evaluation.models.words import NamedModel, parse_model, parse_models
 from mofi_lightning.types import InputError
@@ -52,11 +53,9 @@ def test_a_name_may_be_left_out_and_paths_may_hold_equals_signs(folder, weights)
     model = folder / "model"
     assert parse_model(f"ours={model}") == NamedModel("ours", str(model), model, folder)
     named = parse_model(f"timm/{TIMM}.r160_in1k={weights}")
-    assert named == NamedModel(
-        f"{TIMM}.r160_in1k", f"timm/{TIMM}.r160_in1k={weights}", weights, weights.parent
-    )
+    assert named == NamedModel(f"{TIMM}.r160_in1k", f"timm/{TIMM}.r160_in1k={weights}", weights)
     named = parse_model(f"b=open_clip:ViT-B-32={weights}")
-    assert named == NamedModel("b", f"open_clip:ViT-B-32={weights}", weights, weights.parent)
+    assert named == NamedModel("b", f"open_clip:ViT-B-32={weights}", weights)
     assert parse_model(f"open_clip:ViT-B-32={weights}").name == "ViT-B-32"
     assert parse_model(f"hf_mofi:{folder}").name == folder.name
 
@@ -65,11 +64,13 @@ def test_a_name_may_be_left_out_and_paths_may_hold_equals_signs(folder, weights)
     ("words", "message"),
     [
         ([], "no model to evaluate; give --model NAME=WHAT"),
-        (["clip"], "model 'clip': nothing is at clip; give NAME=WHAT"),
+        (["clip"], "model 'clip': nothing is at clip; give a path, pixels, or another form"),
+        (["pixel"], "model 'pixel': nothing is at pixel (did you mean 'pixels'?); give a path, pixels"),
         (["a=/nowhere"], "model 'a': nothing is at /nowhere"),
-        (["a=hf_mofi:nowhere/b"], "model 'a': nothing is at nowhere/b"),
-        (["a=open_clip:ViT-B-32=nowhere.pt"], "model 'a': nothing is at nowhere.pt"),
-        (["timm/resnet18=nowhere.safetensors"], "model 'resnet18': nothing is at nowhere.safetensors"),
+        (["a=hf_mofi:nowhere/b"], "model 'a': no weights at nowhere/b"),
+        (["a=open_clip:ViT-B-32=nowhere.pt"], "model 'a': no weights at nowhere.pt"),
+        (["open_clip:ViT-B-32"], "model 'open_clip:ViT-B-32' is not of the form open_clip:ARCHITECTURE=PATH"),
+        (["timm/resnet18=nowhere.safetensors"], "model 'resnet18': no weights at nowhere.safetensors"),
         (["a="], "model 'a=' is not of the form"),
         (["=pixels"], "model '=pixels' is not of the form"),
         (
@@ -140,7 +141,7 @@ def test_hashes_follow_names_content_and_form(tmp_path, folder, weights):
         f"hf_mofi:{copy}",
         f"timm/{TIMM}={weights}",
         f"timm/{TIMM}2={weights}",
-        f"open_clip:a={weights}",
+        f"open_clip:RN50={weights}",
         "pixels",
     ]
     found = {parse_model(word).content_hash() for word in words} | {hashes[0]}
@@ -183,3 +184,70 @@ def test_a_hub_model_that_is_nowhere_is_named():
         InputError, match="no model at nobody/nothing: neither a folder nor on the Hugging Face"
     ):
         parse_model("nobody/nothing").content_hash()
+
+
+@pytest.mark.parametrize(
+    ("word", "message"),
+    [
+        ("efficientnet_lite/nope", r"efficientnet_lite has no model 'nope'"),
+        ("open_clip:RN51={weights}", r"open_clip has no architecture 'RN51' \(did you mean 'RN50'\?\)"),
+        ("timm/test_vita.tag={weights}", r"timm has no model 'test_vita.tag' \(did you mean 'test_vit"),
+        ("efficientnet_lite/lite0={weights}", "backbones of efficientnet_lite take no file of weights"),
+        ("tim/test_vit", r"no model at tim/test_vit \(did you mean 'timm/'\?\)"),
+    ],
+)
+def test_misspelt_models_are_refused_before_anything_is_loaded(monkeypatch, weights, word, message):
+    named = parse_model(word.format(weights=weights))
+    monkeypatch.setattr(NamedModel, "load", None)
+    with pytest.raises(InputError, match=message):
+        named.content_hash()
+
+
+def test_a_run_is_where_its_traces_are_and_nowhere_else(tmp_path):
+    run = tmp_path / "run"
+    for place in ("model", "checkpoints/step-10", "other"):
+        (run / place).mkdir(parents=True)
+    places = [run, run / "model", run / "checkpoints" / "step-10"]
+    assert [parse_model(str(place)).run for place in places] == [None] * 3
+    (run / "logs").mkdir()
+    assert [parse_model(str(place)).run for place in places] == [run] * 3
+    assert parse_model(str(run / "other")).run is None
+
+
+@pytest.mark.parametrize(
+    "torn", ["", '{"seconds": 1', "[]", '{"seconds": null}', '{"seconds": "long"}', "\xff"]
+)
+def test_a_torn_summary_says_no_time(tmp_path, torn):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").touch()
+    (tmp_path / "summary.json").write_bytes(torn.encode("latin-1"))
+    assert parse_model(f"a={tmp_path}").training_seconds() is None
+
+
+def test_the_folder_one_is_in_has_its_name(tmp_path, monkeypatch):
+    inside = tmp_path / "mine" / "model"
+    inside.mkdir(parents=True)
+    (tmp_path / "link").symlink_to(inside)
+    monkeypatch.chdir(inside)
+    assert [parse_model(word).name for word in (".", "..", "../../link")] == ["model", "mine", "link"]
+
+
+def test_a_name_that_is_too_long_is_refused(tmp_path):
+    for word in (f"{'a' * 101}=pixels", str(tmp_path / ("b" * 101))):
+        with pytest.raises(InputError, match="has 101 characters; write NAME=WHAT, with a NAME of 1 to 100"):
+            parse_model(word)
+    assert parse_model(f"{'a' * 100}=pixels").name == "a" * 100
+    with pytest.raises(InputError, match="has 0 characters"):
+        parse_model("/")
+
+
+def test_the_hash_follows_linked_folders_and_ends_where_they_lead_back(tmp_path):
+    model, weights = tmp_path / "model", tmp_path / "weights"
+    model.mkdir()
+    weights.mkdir()
+    (weights / "a").write_text("1")
+    (model / "text").symlink_to(weights)
+    (weights / "back").symlink_to(model)
+    first = hash_files(model)
+    (weights / "a").write_text("2")
+    assert hash_files(model) != first

@@ -183,6 +183,8 @@ def test_the_best_is_bold_and_what_is_missing_is_explained(tmp_path, report):
     ]
     assert '<td class="best" title="95 % interval 0.480 to 0.530">0.500' in page.text
     assert '<td title="the model has no text tower">-<sup>1</sup>' in page.text
+    assert '<td class="cost">1,234</td>' in page.text
+    assert '<td class="cost" title="no training time was recorded">-<sup>2' in page.text
     assert "<li>the model has no text tower</li><li>no training time was recorded</li>" in page.text
     assert "zero-shot top-5: the model has no text tower; not defined on this data" in page.text
 
@@ -332,3 +334,28 @@ def test_six_models_of_1135_photographs_stay_below_six_megabytes(tmp_path):
 def test_a_file_that_is_no_curation_report_is_named(tmp_path, report):
     with pytest.raises(InputError, match=r"other has no list 'steps'"):
         write_report(tmp_path / "r.html", [report], {"other": {"rows": 3}})
+
+
+def test_queries_beyond_the_third_are_folded(tmp_path, report):
+    write_report(tmp_path / "r.html", [report], {})
+    text = (tmp_path / "r.html").read_text()
+    section = text.partition("Nearest neighbours</h3>")[2].partition("</section>")[0]
+    shown, _, folded = section.partition("<details>")
+    assert len(report.neighbours) > 3
+    assert shown.count('class="query"') == 3
+    assert folded.count('class="query"') == len(report.neighbours) - 3
+    assert folded.startswith(f"<summary>{len(report.neighbours) - 3} more queries</summary>")
+    write_report(tmp_path / "r.html", [replace(report, neighbours=report.neighbours[:3])], {})
+    section = (tmp_path / "r.html").read_text().partition("Nearest neighbours</h3>")[2]
+    assert "<details>" not in section.partition("</section>")[0]
+
+
+def test_of_many_models_the_pairs_that_are_not_tested_are_told(tmp_path, report):
+    def named(name: str) -> ModelReport:
+        result = replace(report.results["retrieval"], model=name)
+        return replace(report, name=name, results={"retrieval": result})
+
+    for count, told in ((2, False), (6, False), (7, True)):
+        write_report(tmp_path / "r.html", [named(f"m{n}") for n in range(count)], {})
+        text = (tmp_path / "r.html").read_text()
+        assert ("only the pairs with the best one by the measure are tested" in text) is told

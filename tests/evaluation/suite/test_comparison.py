@@ -113,5 +113,22 @@ def test_markdown_has_a_line_a_comparison():
     lines = comparison_markdown(found).splitlines()
     assert lines[2].startswith("| photos | knn_acc1 | a | b\\|c | 0.")
     assert "< 0.001" in lines[2]
-    assert lines[3] == "| photos | knn_acc1 | d | e | 1.000 | - | - | 120 |"
+    assert lines[3] == "| photos | knn_acc1 | d | e | 1.000 | - | - | 120 | 1 |"
+    assert "One class says nothing about others" in lines[-1]
     assert comparison_markdown([]) == ""
+
+
+def test_few_classes_are_counted_and_the_least_p_is_said():
+    of = torch.arange(120) // 40
+    values = torch.arange(120).double() / 1000
+    a, b = (
+        _result(name, 0.5, 0, scores={"knn_acc1": Scores(values + more, of)})
+        for name, more in (("a", 0.5), ("b", 0.0))
+    )
+    found = compare([a, b])
+    assert found[0].clusters == 3 and found[0].p_value == 2 / 8
+    lines = comparison_markdown(found).splitlines()
+    assert lines[2].endswith("| 120 | 3 |")
+    assert lines[-1].endswith(" With 3 classes p is 0.250 or more.")
+    many = comparison_markdown(compare([_result("a", 0.9, 0), _result("b", 0.2, 1)]))
+    assert "or more" not in many and "| 120 | 30 |" in many

@@ -15,12 +15,14 @@ import pytest
 import torch
 from lightning.pytorch import Callback, seed_everything
 from lightning.pytorch.loggers import CSVLogger
+from PIL import Image
 from tests.training.runs import ENCODER, trainer, whole
 
 from mofi_lightning import load
 from mofi_lightning.encoders.dual_encoder import DualEncoder
 from mofi_lightning.evaluation.base import EvaluationData, Evaluator, Measurement
 from mofi_lightning.evaluation.datasets import PairsFile
+from mofi_lightning.evaluation.datasets.evaluation_set import ImageFiles
 from mofi_lightning.evaluation.embedding.embedder import Embedder
 from mofi_lightning.evaluation.evaluators import KNN, ImageText, Retrieval, ZeroShot
 from mofi_lightning.objectives import MOFI, EntitySoftmax
@@ -174,6 +176,43 @@ def test_the_embedder_gives_what_evaluate_gives_in_passes_of_any_size():
     )
     with pytest.raises(InputError, match="none of 2 images could be embedded: no JPEG"):
         ShardedEmbedder(trained).images(Emoji(2, broken=(0, 1)).open())
+
+
+class Failing:
+    """Fails on one image, which it knows by its height."""
+
+    def __call__(self, image):
+        if image.shape[1] == 9:
+            raise ValueError("nine rows")
+        return torch.zeros(3, 224, 224)
+
+
+def embedded_on_ranks(folder, replaced):
+    """What the embedder gives, or raises, where the file of row 5, of the second rank, is gone or odd."""
+    torch.manual_seed(0)
+    model = DualEncoder.from_config(ENCODER).eval()
+    if replaced:
+        model.preprocess = Failing()
+    trained = TrainedModel(model, None, torch.device("cpu"), torch.no_grad)
+    files = ImageFiles([Path(folder) / f"{row}.png" for row in range(6)])
+    try:
+        return ShardedEmbedder(trained, 2).embed_images(files).failed
+    except InputError as error:
+        return str(error)
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("replaced", [False, True])
+def test_what_one_rank_cannot_read_or_preprocess_ends_alike_on_all(pool, tmp_path, replaced):
+    for row in range(6):
+        Image.new("RGB", (12, 9 if row == 3 else 8)).save(tmp_path / f"{row}.png")
+    (tmp_path / "5.png").unlink()
+    one, other = pool(2, embedded_on_ranks, str(tmp_path), replaced)
+    assert one == other
+    if replaced:
+        assert one == "preprocessing image 3 failed: ValueError: nine rows"
+    else:
+        assert list(one) == [5] and one[5].startswith("file that cannot be read: image ")
 
 
 @pytest.mark.parametrize("every_n_steps", [2, None])

@@ -8,6 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torchvision.transforms.v2 import functional as transforms
+
+from mofi_lightning.encoders.preprocess import LONGEST_SIDE as LONGEST_SIDE
 
 
 class PeerEncoder(nn.Module, ABC):
@@ -49,6 +52,18 @@ class PeerEncoder(nn.Module, ABC):
     @abstractmethod
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """Texts, cut to what the model takes, to L2-normalised fp32 `[B, D]`."""
+
+
+def without_ends(image: Tensor) -> Tensor:
+    """The middle of a long strip `[3, H, W]`, as `Preprocess` takes it where the shorter side is scaled.
+
+    A strip of 4 x 60,000 pixels would become one of 224 x 3.4 million, of which the centre is kept anyway.
+    """
+    limit = LONGEST_SIDE * min(image.shape[-2:])
+    if max(image.shape[-2:]) <= limit:
+        return image
+    height, width = (min(length, limit) for length in image.shape[-2:])
+    return transforms.center_crop(image, [height, width])
 
 
 def normalised(embedding: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms.v2 import functional
 
-from mofi_lightning.encoders.peers.base import PeerEncoder, normalised, one_line
+from mofi_lightning.encoders.peers.base import PeerEncoder, normalised, one_line, without_ends
 from mofi_lightning.encoders.preprocess import Preprocess
 from mofi_lightning.types import InputError
 
@@ -48,9 +48,11 @@ class HuggingFaceEncoder(PeerEncoder):
         """
         model = _loaded_model(name)
         processor = _loaded("AutoImageProcessor", name)
+        by_shorter_side = "shortest_edge" in (getattr(processor, "size", None) or {})
 
         def transform(image: Tensor) -> Tensor:
-            return _pixels(processor, image)["pixel_values"][0]
+            taken = without_ends(image) if by_shorter_side else image
+            return _pixels(processor, taken)["pixel_values"][0]
 
         try:
             probes = [_pixels(processor, torch.zeros(3, *shape, dtype=torch.uint8)) for shape in _PROBES]

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from mofi_lightning.encoders.peers.base import PeerEncoder, normalised, one_line
+from mofi_lightning.complaints import near
+from mofi_lightning.encoders.peers.base import PeerEncoder, normalised, one_line, without_ends
 from mofi_lightning.types import InputError
 
 PREFIX = "open_clip:"
@@ -43,17 +45,9 @@ class OpenClipEncoder(PeerEncoder):
         Raises:
             InputError: open_clip is not installed, does not know the architecture, or cannot load the file.
         """
-        try:
-            import open_clip
-        except ImportError as error:
-            raise InputError(
-                f"{PREFIX}{architecture} needs open_clip; pip install open-clip-torch brings it"
-            ) from error
+        check_architecture(architecture)
+        import open_clip
 
-        if architecture not in open_clip.list_models():
-            raise InputError(
-                f"open_clip has no architecture {architecture!r}; `open_clip.list_models()` lists them"
-            )
         if not path.is_file():
             raise InputError(f"no open_clip checkpoint at {path}; give {PREFIX}ARCHITECTURE=PATH")
         try:
@@ -63,8 +57,9 @@ class OpenClipEncoder(PeerEncoder):
             tokenizer = open_clip.get_tokenizer(architecture)
         except Exception as error:  # open_clip, torch and safetensors each raise kinds of their own
             raise InputError(
-                f"open_clip cannot load {path} as {architecture}: {one_line(error)}; give the weights of "
-                "this architecture, as safetensors or as a state dict that torch loads with weights_only"
+                f"open_clip cannot load {path} as {architecture}: {_reason(error, architecture)}; give the "
+                "weights of this architecture, as safetensors or as a state dict that torch loads with "
+                "weights_only"
             ) from error
         return cls(model, transform, tokenizer).eval()
 
@@ -72,6 +67,9 @@ class OpenClipEncoder(PeerEncoder):
         """See `PeerEncoder`; by the model's transform, which takes images of PIL."""
         from torchvision.transforms.v2.functional import to_pil_image
 
+        settings = getattr(cast(Any, self.model).visual, "preprocess_cfg", {})
+        if settings.get("resize_mode", "shortest") == "shortest":
+            image = without_ends(image)
         pixels: Tensor = self._transform(to_pil_image(image))
         return pixels
 
@@ -93,6 +91,42 @@ class OpenClipEncoder(PeerEncoder):
     def encode_text(self, texts: Sequence[str]) -> Tensor:
         """See `PeerEncoder`."""
         return normalised(cast(Any, self.model).encode_text(self._tokenizer(list(texts)).to(self.device)))
+
+
+def check_architecture(architecture: str) -> None:
+    """Refuse what open_clip cannot build.
+
+    Raises:
+        InputError: open_clip is not installed, or does not know the architecture.
+    """
+    try:
+        import open_clip
+    except ImportError as error:
+        raise InputError(
+            f"{PREFIX}{architecture} needs open_clip; pip install open-clip-torch brings it"
+        ) from error
+    known = open_clip.list_models()
+    if architecture not in known:
+        raise InputError(
+            f"open_clip has no architecture {architecture!r}{near(architecture, known)}; "
+            "`open_clip.list_models()` lists them"
+        )
+
+
+def _reason(error: Exception, architecture: str) -> str:
+    """What is wrong with a file of weights; of long lists of keys how many, and the first one."""
+    message = str(error)
+    found = []
+    for word in ("Missing", "Unexpected"):
+        listing = re.search(rf"{word} key\(s\) in state_dict: (.*)", message)
+        keys = re.findall(r'"([^"]+)"', listing[1]) if listing else []
+        if keys:
+            be = "are missing" if word == "Missing" else f"are none of {architecture}'s"
+            found.append(f"{len(keys):,} keys {be}, such as {keys[0]!r}")
+    shapes = re.findall(r"size mismatch for ([^:]+):", message)
+    if shapes:
+        found.append(f"{len(shapes):,} have another shape than {architecture}'s, such as {shapes[0]!r}")
+    return ", ".join(found) or one_line(error)
 
 
 def _listed_settings(architecture: str) -> dict[str, Any]:

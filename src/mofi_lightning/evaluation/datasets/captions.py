@@ -103,8 +103,14 @@ def _find(root: Path, image: Mapping[str, Any], path: Path) -> tuple[str, Path |
         # what leads out of the folder is no image of it
         if place.is_absolute() or ".." in place.parts or "\0" in name + folder:
             raise InputError(f"{path} names {str(place)!r}, which leads out of the folder of images")
-        if (root / place).is_file():
-            return well_formed(name), root / place
+        try:
+            if (root / place).is_file():
+                return well_formed(name), root / place
+        except OSError as error:
+            raise InputError(
+                f"{path} names an image {well_formed(name)[:40]!r}, which can be no file ({error.strerror}); "
+                f"{_HOW}"
+            ) from error
     return well_formed(name), None
 
 

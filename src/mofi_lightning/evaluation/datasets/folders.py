@@ -11,7 +11,7 @@ from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet, Ima
 from mofi_lightning.evaluation.datasets.files import find_images, image_files, subfolders
 from mofi_lightning.evaluation.datasets.hierarchy import read_hierarchy
 from mofi_lightning.evaluation.datasets.listing import listed
-from mofi_lightning.evaluation.datasets.oddities import class_oddities
+from mofi_lightning.evaluation.datasets.oddities import class_oddities, contradictions
 from mofi_lightning.sources.base import well_formed
 from mofi_lightning.types import InputError
 
@@ -75,6 +75,7 @@ class ClassFolders(EvaluationData):
             if len(splits) > 1:
                 notes.append(f"{splits[0]} is evaluated; {listed(splits[1:])} is left out")
         shown = read_folders(path)
+        _refuse_one_class(path, shown)
         learnt = None if fit is None else read_folders(Path(fit))
         folders = {*shown.classes, *(learnt.classes if learnt is not None else ())}
         names = {folder: folder.replace("_", " ") for folder in folders}
@@ -97,7 +98,12 @@ class ClassFolders(EvaluationData):
             fit=None if learnt is None else learnt.fit(f"{self.path.resolve().name}/{_FIT}"),
             hierarchy={} if self.hierarchy is None else read_hierarchy(Path(self.hierarchy)),
             seen=frozenset() if self.seen is None else read_seen(Path(self.seen), names.keys()),
-            notes=(*notes, *shown.notes, *class_oddities(shown.entities, names)),
+            notes=(
+                *notes,
+                *shown.notes,
+                *class_oddities(shown.entities, names),
+                *contradictions(shown.files, shown.entities),
+            ),
         )
 
 
@@ -154,6 +160,20 @@ def read_folders(path: Path) -> LabelledFiles:
         entities=[entity for entity, _ in labelled],
         classes=[well_formed(folder.name) for folder in folders],
         notes=tuple(notes),
+    )
+
+
+def _refuse_one_class(path: Path, shown: LabelledFiles) -> None:
+    """Whatever is found among images of one class is right: every measure would be perfect."""
+    classes = sorted(set(shown.entities))
+    if len(classes) > 1:
+        return
+    folder = path / classes[0]
+    inner = [place for place in subfolders(folder) if find_images(place).files]
+    meant = f" (did you mean {folder}?)" if len(inner) > 1 else ""
+    raise InputError(
+        f"{path} has images of one class only, {classes[0]!r}{meant}; give a folder with a subfolder of "
+        "images for each of two classes or more"
     )
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from mofi_lightning.evaluation.datasets.listing import listed
 
@@ -43,3 +45,37 @@ def class_oddities(entities: Sequence[str], names: Mapping[str, str]) -> tuple[s
                 f"{len(alike)} classes are called {name!r} ({listed(alike)}); a text cannot tell them apart"
             )
     return tuple(notes)
+
+
+def contradictions(files: Sequence[Path], entities: Sequence[str]) -> tuple[str, ...]:
+    """A line on images of which another class has a copy, byte for byte; none where there is none.
+
+    Args:
+        files: of the images; only those that have the size of another one are read.
+        entities: what each shows.
+    """
+    of_size: dict[int, list[int]] = defaultdict(list)
+    for row, file in enumerate(files):
+        if file.is_file():  # what has vanished is told when it is embedded
+            of_size[file.stat().st_size].append(row)
+    of_content: dict[bytes, list[int]] = defaultdict(list)
+    for rows in of_size.values():
+        if len({entities[row] for row in rows}) > 1:
+            for row in rows:
+                of_content[_content(files[row])].append(row)
+    copied = [
+        (min(rows), sorted({entities[row] for row in rows}))
+        for rows in of_content.values()
+        if len({entities[row] for row in rows}) > 1
+    ]
+    if not copied:
+        return ()
+    first, classes = min(copied)
+    are = "image is" if len(copied) == 1 else "images are"
+    example = files[first]
+    return (f"{len(copied)} {are} in two classes at once: {example.name} ({listed(classes)})",)
+
+
+def _content(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").digest()

@@ -34,7 +34,7 @@ def at_path(path: Path | str) -> EvaluationData:
     """
     path = Path(path)
     if not path.exists():
-        raise InputError(f"no evaluation set at {path}; give {_FORMS}")
+        raise InputError(f"no evaluation set at the path {path}; give {_FORMS}")
     found = _in_folder(path) if path.is_dir() else _of_file(path)
     if found is None:
         raise InputError(f"{path} is no evaluation set; give {_FORMS}")

@@ -20,12 +20,9 @@ _IMAGES = ("webp", "png", "jpg", "jpeg")
 _LABEL, _CAPTIONS = "cls", "txt"
 _MOST_TEXT_BYTES = 2**20
 _FIT = "train"
+_MOST_DIGITS = 9
 # names of a sample and of one of its files; hidden files are none
 _FILE = re.compile(r"(?:\./)?((?:.*/)?[^./]+)\.([^/]+)", re.DOTALL)
-_HOW = (
-    "get one with `hf download --repo-type dataset clip-benchmark/wds_vtab-caltech101 --local-dir FOLDER` "
-    "(https://huggingface.co/clip-benchmark has the others)"
-)
 
 
 class WebDataset(EvaluationData):
@@ -60,7 +57,7 @@ class WebDataset(EvaluationData):
         """See `EvaluationData`."""
         path = self.path
         if not (path / self.split).is_dir():
-            raise InputError(f"no WebDataset at {path / self.split}; {_HOW}")
+            raise InputError(f"no WebDataset at {path / self.split}; {_how(path)}")
         kind = _first_line(path / "dataset_type.txt")
         if kind not in ("", "classification", "retrieval"):
             raise InputError(
@@ -155,12 +152,16 @@ def _captioned(path: Path, samples: Sequence[_Sample]) -> EvaluationSet:
 
 def _entity(sample: _Sample, classes: int) -> str:
     text = sample.text(_LABEL).strip()
-    if not (text.isascii() and text.isdecimal()) or (classes and int(text) >= classes):
+    if not _is_number(text) or (classes and int(text) >= classes):
         allowed = (
             f"0 to {classes - 1}, as classnames.txt has {classes} lines" if classes else "a class's number"
         )
         raise InputError(f"the {_LABEL} of {sample} is {text[:20]!r}, not {allowed}")
     return f"{int(text):04d}"
+
+
+def _is_number(text: str) -> bool:
+    return text.isascii() and text.isdecimal() and len(text) <= _MOST_DIGITS
 
 
 def _templates(file: Path) -> tuple[str, ...]:
@@ -189,7 +190,7 @@ def _read_split(folder: Path) -> list[_Sample]:
             _Sample(well_formed(f"{folder.name}/{tar.stem}/{name}"), found) for name, found in files.items()
         ]
     if not samples:
-        raise InputError(f"the tars of {folder} hold no samples; {_HOW}")
+        raise InputError(f"the tars of {folder} hold no samples; {_how(folder.parent)}")
     return samples
 
 
@@ -199,16 +200,29 @@ def _tars(folder: Path) -> Iterator[Path]:
     if not count:
         tars = [file for file in folder.iterdir() if file.suffix == ".tar" and file.name[0] != "."]
         if not tars:
-            raise InputError(f"{folder} holds no tars; {_HOW}")
+            raise InputError(f"{folder} holds no tars; {_how(folder.parent)}")
         yield from sorted(tars, key=lambda file: (len(file.stem), file.stem))
         return
-    if not (count.isascii() and count.isdecimal()) or int(count) == 0:
+    if not _is_number(count) or int(count) == 0:
         raise InputError(f"{folder / 'nshards.txt'} says {count[:20]!r}, not the number of tars")
     for number in range(int(count)):
         tar = folder / f"{number}.tar"
         if not tar.is_file():
-            raise InputError(f"{tar} is missing, one of the {int(count):,} that nshards.txt counts; {_HOW}")
+            raise InputError(
+                f"{tar} is missing, one of the {int(count):,} that nshards.txt counts; {_how(folder.parent)}"
+            )
         yield tar
+
+
+def _how(path: Path) -> str:
+    """How to get the set that the folder `path` is called as."""
+    place = path.resolve()
+    # CLIP_benchmark calls the repository of its data set vtab/dtd wds_vtab-dtd
+    name = f"vtab-{place.name}" if place.parent.name == "vtab" else place.name.removeprefix("wds_")
+    return (
+        f"if it is CLIP_benchmark's, `hf download --repo-type dataset clip-benchmark/wds_{name} --local-dir "
+        f"{path}` gets it (https://huggingface.co/clip-benchmark lists them)"
+    )
 
 
 def _first_line(file: Path) -> str:

@@ -3,18 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from mofi_lightning.types import InputError
-
-if TYPE_CHECKING:
-    from torch import Tensor
-
-    from mofi_lightning.evaluation.embedding.images import EmbeddingModel
-    from mofi_lightning.evaluation.embedding.parts import Part
 
 
 def embed(
@@ -34,7 +27,8 @@ def embed(
     Writes OUTPUT/part-00000.parquet and so on, with the columns key (string) and vector (list of float32,
     L2-normalised), in the order of the images; a part is of part_images of them. As npy, a part is
     part-00000.npy with its part-00000.keys.npy. A part appears whole or not at all; the same command goes on
-    where it was interrupted. Images that cannot be decoded are left out: OUTPUT/_parts says which, and why.
+    where it was interrupted, and refuses parts of images that have changed since. Images that cannot be
+    decoded are left out: OUTPUT/_parts says which, and why.
 
     Several processes, on one machine or on many, share the work with --shard 0/4, 1/4, ...: each makes every
     fourth part and only reads past the others. The parts are the same, bit for bit on the same kind of
@@ -57,10 +51,12 @@ def embed(
         workers: threads that decode images.
     """
     from mofi_lightning.data.keys import SeenKeys
+    from mofi_lightning.evaluation.datasets.listing import listed
     from mofi_lightning.evaluation.embedding.image_streams import open_images
-    from mofi_lightning.evaluation.embedding.parts import PartFolder, hash_keys
+    from mofi_lightning.evaluation.embedding.parts import Listing, PartFolder, embed_part
     from mofi_lightning.evaluation.embedding.progress import progress
     from mofi_lightning.evaluation.models.words import parse_model
+    from mofi_lightning.evaluation.versions import EMBEDDING, installed
 
     number_of, shards = _shard(shard)
     for name, value in (("part_images", part_images), ("batch_size", batch_size), ("workers", workers)):
@@ -70,98 +66,61 @@ def embed(
     stream = open_images(images, split)
     settings = {
         "model": named.content_hash(),
+        "libraries": ", ".join(f"{name} {version}" for name, version in installed(EMBEDDING).items()),
         "format": format,
         "features": features,
         "part_images": part_images,
         "batch_size": batch_size,
     }
-    folder = PartFolder(output, format, settings)
-    encoder: EmbeddingModel | None = None
+    folder = PartFolder(output, format, settings, named.origin)
+    encoder = None
     seen = SeenKeys()
     failures: Counter[str] = Counter()
+    incomplete: list[Path] = []
     count = parts = 0
     items = stream.read()
     with progress(named.name, stream.count) as advance:
         while (first := next(items, None)) is not None:
-            part = chain([first], islice(items, part_images - 1))
+            listing = Listing()
+            part = listing.noted(chain([first], islice(items, part_images - 1)))
             number, parts = parts, parts + 1
             summary = folder.summary(number)
             if summary is None and number % shards == number_of:
                 encoder = encoder or named.load()
-                made = embed_part(encoder, part, batch_size, workers, features)
-                keys = list(made.keys)
+                made = embed_part(encoder, part, listing, batch_size, workers, features)
             else:
-                made, keys = None, [key for key, _ in part]
-            if (twice := seen.add(keys)) is not None:
+                made = None
+                for _ in part:
+                    pass
+            if (twice := seen.add(listing.keys)) is not None:
                 raise InputError(f"key {twice!r} comes twice in {images}; keys must be unique")
             if made is not None:
                 summary = folder.write(number, made)
-            elif summary is not None and summary.keys_hash != hash_keys(keys):
+            elif summary is not None and summary.content != listing.content:
                 raise InputError(
-                    f"{folder.file(number)} is of other images than {images} now holds at this place; give "
-                    "another folder"
+                    f"{folder.file(number)} is of other images than {images} now holds at this place; delete "
+                    "it, and it is made anew, or give another folder"
                 )
-            advance(len(keys))
+            advance(len(listing.keys))
             if number % shards == number_of and summary is not None:
                 count += summary.images
                 failures.update(why.partition(":")[0] for why in summary.failures.values())
+                incomplete += [folder.about(number)] if summary.failures else []
     if not parts:
         raise InputError(f"{images} holds no images")
+    if left := folder.beyond(parts):
+        raise InputError(
+            f"{output} has {listed(file.name for file in left)} of more images than {images} now holds "
+            f"({parts} parts); delete what is beyond, or give another folder"
+        )
     if count and failures.total() == count:
         raise InputError(f"none of {count} images could be embedded; {output}/_parts says why")
     print(f"{count - failures.total():,} of {count:,} images embedded to {output}")
     for kind, left_out in failures.most_common():
-        print(f"{left_out} left out: {kind}")
-
-
-def embed_part(
-    model: EmbeddingModel,
-    images: Iterator[tuple[str, bytes]],
-    batch_size: int,
-    workers: int,
-    with_features: bool,
-) -> Part:
-    """Embed the images of a part, given with their keys.
-
-    Raises:
-        InputError: an embedding is not finite.
-    """
-    import torch
-
-    from mofi_lightning.evaluation.embedding.images import embed_batches, output_widths
-    from mofi_lightning.evaluation.embedding.parts import Part
-
-    keys: list[str] = []
-
-    def batches() -> Iterator[list[bytes]]:
-        while batch := list(islice(images, batch_size)):
-            keys.extend(key for key, _ in batch)
-            yield [image for _, image in batch]
-
-    rows: list[Tensor] = []
-    failed: dict[int, str] = {}
-    embeddings: list[Tensor] = []
-    features: list[Tensor] = []
-    start = 0
-    for batch in embed_batches(model, batches(), workers):
-        failed |= {start + row: why for row, why in batch.failed.items()}
-        rows.append(start + batch.rows)
-        start += len(batch.rows) + len(batch.failed)
-        if len(batch.rows):
-            embeddings.append(batch.embeddings)
-            features.append(batch.features)
-    if not embeddings:
-        embeddings, features = ([torch.empty(0, width)] for width in output_widths(model))
-    part = Part(
-        keys, torch.cat(rows), torch.cat(embeddings), torch.cat(features) if with_features else None, failed
-    )
-    broken = part.rows[~part.embeddings.isfinite().all(dim=1)].tolist()
-    if broken:
-        raise InputError(
-            f"{len(broken)} embeddings are not finite, the first of {keys[broken[0]]!r}; the model is "
-            "broken, or this image breaks it"
-        )
-    return part
+        print(f"{left_out:,} left out: {kind}")
+    if incomplete:
+        say = "says" if len(incomplete) == 1 else "say"
+        print(f"{listed(incomplete)} {say} which, and why")
 
 
 def _shard(word: str) -> tuple[int, int]:

@@ -199,9 +199,10 @@ class Embedder:
         if blocks:
             batches = ([images[row] for row in block] for block in blocks)
             with progress(self.description, sum(map(len, blocks))) as advance:
-                for block, batch in zip(
-                    blocks, embed_batches(self.model, batches, self.workers), strict=True
-                ):
+                embedded = embed_batches(
+                    self.model, batches, self.workers, names=np.concatenate(blocks).tolist()
+                )
+                for block, batch in zip(blocks, embedded, strict=True):
                     failed = {contents[block[row]]: why for row, why in batch.failed.items()}
                     features = None if batch.features is batch.embeddings else batch.features
                     store.append(contents[block[batch.rows.numpy()]], batch.embeddings, features, failed)

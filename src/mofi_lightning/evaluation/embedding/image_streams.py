@@ -60,6 +60,10 @@ def open_images(where: str, split: str = "") -> ImageStream:
     if any(file.name.endswith(_TARS) for folder in (path, *path.glob("*/")) for file in folder.glob("*")):
         return _of_tars(where, split)
     source = FolderSource(path)
+    if split:
+        raise InputError(
+            f"{where} is a folder of image files, which has no splits; leave out --split {split}"
+        )
     return ImageStream(
         lambda: ((pair.key, pair.image) for pair in source.pairs("train")), source.count("train")
     )

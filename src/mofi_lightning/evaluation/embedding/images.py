@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
@@ -108,7 +109,10 @@ class EmbeddedBatch(NamedTuple):
 
 
 def embed_batches(
-    model: EmbeddingModel, batches: Iterable[Sequence[bytes]], workers: int = 2
+    model: EmbeddingModel,
+    batches: Iterable[Sequence[bytes]],
+    workers: int = 2,
+    names: Sequence[object] | None = None,
 ) -> Iterator[EmbeddedBatch]:
     """Embed encoded image files, each batch in one forward pass, while threads decode the next.
 
@@ -116,16 +120,35 @@ def embed_batches(
         model: on whatever device its parameters are.
         batches: encoded files (JPEG, PNG, ...); read once, in order, one batch ahead.
         workers: threads.
+        names: of the images in errors, in order; may grow as `batches` are read. By default their numbers.
+
+    Raises:
+        InputError: the model, or its preprocessing, fails.
     """
     preprocess, device = model.preprocess, device_of(model)
 
-    def prepare(data: bytes) -> Tensor | str:
+    def name(row: int) -> str:
+        return repr(row if names is None else names[row])
+
+    def numbered() -> Iterator[list[tuple[int, bytes]]]:
+        first = 0
+        for batch in batches:
+            yield [*enumerate(batch, first)]
+            first += len(batch)
+
+    def prepare(item: tuple[int, bytes]) -> Tensor | str:
+        row, data = item
         try:
-            return preprocess(decode(data))
+            image = decode(data)
+            with _named_failures(f"preprocessing image {name(row)}"):
+                pixels = preprocess(image)
+                if not isinstance(pixels, Tensor):
+                    raise TypeError(f"it gave a {type(pixels).__name__}, no tensor")
+                return pixels
         except UndecodableImage as error:
             return str(error)
 
-    stream = iter(batches)
+    stream, first = numbered(), 0
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         pending = pool.map(prepare, next(stream, ()))
         while prepared := list(pending):
@@ -134,8 +157,11 @@ def embed_batches(
             failed = {row: why for row, why in enumerate(prepared) if isinstance(why, str)}
             embeddings = features = torch.empty(0, 0)
             if good:
-                images = torch.stack([image for image in prepared if isinstance(image, Tensor)])
-                embeddings, features = encode(model, images.to(device))
+                last = first + len(prepared) - 1
+                with _named_failures(f"embedding images {name(first)} to {name(last)}"):
+                    images = torch.stack([image for image in prepared if isinstance(image, Tensor)])
+                    embeddings, features = encode(model, images.to(device))
+            first += len(prepared)
             yield EmbeddedBatch(torch.tensor(good, dtype=torch.long), embeddings, features, failed)
 
 
@@ -220,11 +246,24 @@ def embed_texts(model: EmbeddingModel, texts: Sequence[str], batch_size: int = B
         raise InputError(f"{type(model).__name__} has no text tower; it embeds images only")
     if not texts:
         raise InputError("there are no texts to embed")
-    parts = [
-        model.encode_text(list(texts[first : first + batch_size])).float().cpu()
-        for first in range(0, len(texts), batch_size)
-    ]
+    parts = []
+    for first in range(0, len(texts), batch_size):
+        batch = list(texts[first : first + batch_size])
+        with _named_failures(f"embedding texts {first} to {first + len(batch) - 1}"):
+            parts.append(model.encode_text(batch).float().cpu())
     return torch.cat(parts)
+
+
+@contextmanager
+def _named_failures(step: str) -> Iterator[None]:
+    """What a model raises, whatever its kind, as an error of this model: others can go on."""
+    try:
+        yield
+    except (InputError, MemoryError):
+        raise
+    except Exception as error:
+        why = " ".join(str(error).split())[:200]
+        raise InputError(f"{step} failed: {type(error).__name__}: {why}") from error
 
 
 def device_of(model: EmbeddingModel) -> torch.device:

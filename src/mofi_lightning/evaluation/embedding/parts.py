@@ -10,15 +10,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from mofi_lightning.evaluation.embedding.images import EmbeddingModel, embed_batches, output_widths
 from mofi_lightning.types import InputError
 
 _SETTINGS = "_settings.json"
@@ -31,6 +34,7 @@ class Part:
 
     Attributes:
         keys: of all images of the part.
+        content: hash of all keys and images (`Listing`).
         rows: of those that have an embedding, int64 `[M]`.
         embeddings: float32 `[M, D]`.
         features: float32 `[M, F]`, or None.
@@ -38,6 +42,7 @@ class Part:
     """
 
     keys: Sequence[str]
+    content: str
     rows: Tensor
     embeddings: Tensor
     features: Tensor | None
@@ -51,12 +56,12 @@ class PartSummary:
     Attributes:
         images: how many it is of.
         failures: key -> why, of those that could not be decoded.
-        keys_hash: of all keys.
+        content: hash of all keys and images.
     """
 
     images: int
     failures: dict[str, str]
-    keys_hash: str
+    content: str
 
 
 class PartFolder:
@@ -66,21 +71,29 @@ class PartFolder:
         path: made if missing.
         form: of the parts.
         settings: what all parts are made with; recorded by the first process.
+        origin: what was given for the model, whose hash is a setting; recorded too, but only to name it.
 
     Raises:
         InputError: the folder was made with other settings, or has none and holds something else.
     """
 
-    def __init__(self, path: Path, form: Literal["parquet", "npy"], settings: Mapping[str, Any]) -> None:
+    def __init__(
+        self, path: Path, form: Literal["parquet", "npy"], settings: Mapping[str, Any], origin: str
+    ) -> None:
         self.path = path
         self.form = form
         if path.is_file():
             raise InputError(f"{path} is a file; give a folder, which gets a file a part of the images")
         (path / _ABOUT).mkdir(parents=True, exist_ok=True)
-        made_with = self._record(dict(settings))
+        made_with = self._record({**settings, "origin": origin})
         different = [name for name, value in settings.items() if made_with.get(name) != value]
         if different:
-            shown = ", ".join(f"{name} {made_with.get(name)!r}, not {settings[name]!r}" for name in different)
+            shown = ", ".join(
+                f"{name} {made_with.get(name)!r}, not {settings[name]!r}"
+                if name != "model"
+                else _other_model(str(made_with.get("origin")), origin)
+                for name in different
+            )
             raise InputError(f"{path} was made with {shown}; give another folder, or the same settings")
 
     def file(self, number: int, what: str = "") -> Path:
@@ -91,7 +104,7 @@ class PartFolder:
         """What is known of a part; None if it is not there."""
         if not self.file(number).is_file():
             return None
-        about = self._about(number)
+        about = self.about(number)
         try:
             return PartSummary(**json.loads(about.read_text()))
         except (OSError, ValueError, TypeError) as error:
@@ -99,11 +112,17 @@ class PartFolder:
                 f"{about} is missing or damaged; delete {self.file(number)}, and both are made anew"
             ) from error
 
+    def beyond(self, count: int) -> list[Path]:
+        """Files of parts that are numbered `count` or more."""
+        files = self.path.glob("part-*")
+        numbers = {file: file.name.removeprefix("part-").partition(".")[0] for file in files}
+        return sorted(file for file, number in numbers.items() if number.isdecimal() and int(number) >= count)
+
     def write(self, number: int, part: Part) -> PartSummary:
         """Write a part, its vectors last."""
         failures = {part.keys[row]: why for row, why in part.failed.items()}
-        summary = PartSummary(len(part.keys), failures, hash_keys(part.keys))
-        with _whole(self._about(number)) as partial:
+        summary = PartSummary(len(part.keys), failures, part.content)
+        with _whole(self.about(number)) as partial:
             partial.write_text(json.dumps(vars(summary), indent=1) + "\n")
         keys = [part.keys[row] for row in part.rows.tolist()]
         if self.form == "npy":
@@ -131,7 +150,8 @@ class PartFolder:
             # numbers that nearly never repeat
             pq.write_table(pa.table(columns), partial, use_dictionary=False)
 
-    def _about(self, number: int) -> Path:
+    def about(self, number: int) -> Path:
+        """The file that says which images of a part could not be decoded, and why."""
         return self.path / _ABOUT / f"part-{number:05}.json"
 
     def _record(self, settings: dict[str, Any]) -> dict[str, Any]:
@@ -154,9 +174,85 @@ class PartFolder:
             raise InputError(f"{file} is damaged ({error}); give another folder") from error
 
 
-def hash_keys(keys: Sequence[str]) -> str:
-    """Hash of keys in their order."""
-    return hashlib.blake2b(json.dumps(list(keys)).encode(), digest_size=16).hexdigest()
+def _other_model(made_with: str, origin: str) -> str:
+    if made_with == origin:
+        return f"model {origin!r} as it was before its files or weights changed"
+    return f"model {made_with!r}, not {origin!r}"
+
+
+class Listing:
+    """What the images of a part are, noted as they are read.
+
+    Attributes:
+        keys: of those read so far.
+    """
+
+    def __init__(self) -> None:
+        self.keys: list[str] = []
+        self._digest = hashlib.blake2b(digest_size=16)
+
+    def noted(self, images: Iterable[tuple[str, bytes]]) -> Iterator[tuple[str, bytes]]:
+        """Pass on `images` with their keys."""
+        for key, image in images:
+            self.keys.append(key)
+            self._digest.update(json.dumps(key).encode())
+            self._digest.update(hashlib.blake2b(image, digest_size=16).digest())
+            yield key, image
+
+    @property
+    def content(self) -> str:
+        """Hash of all keys and images so far, in their order."""
+        return self._digest.hexdigest()
+
+
+def embed_part(
+    model: EmbeddingModel,
+    images: Iterator[tuple[str, bytes]],
+    listing: Listing,
+    batch_size: int,
+    workers: int,
+    with_features: bool,
+) -> Part:
+    """Embed the images of a part, given with their keys and noted in `listing`.
+
+    Raises:
+        InputError: an embedding is not finite.
+    """
+    keys = listing.keys
+
+    def batches() -> Iterator[list[bytes]]:
+        while batch := list(islice(images, batch_size)):
+            yield [image for _, image in batch]
+
+    rows: list[Tensor] = []
+    failed: dict[int, str] = {}
+    embeddings: list[Tensor] = []
+    features: list[Tensor] = []
+    start = 0
+    for batch in embed_batches(model, batches(), workers, names=keys):
+        failed |= {start + row: why for row, why in batch.failed.items()}
+        rows.append(start + batch.rows)
+        start += len(batch.rows) + len(batch.failed)
+        if len(batch.rows):
+            embeddings.append(batch.embeddings)
+            features.append(batch.features)
+    if not embeddings:
+        embeddings, features = ([torch.empty(0, width)] for width in output_widths(model))
+    part = Part(
+        keys,
+        listing.content,
+        torch.cat(rows),
+        torch.cat(embeddings),
+        torch.cat(features) if with_features else None,
+        failed,
+    )
+    broken = part.rows[~part.embeddings.isfinite().all(dim=1)].tolist()
+    if broken:
+        raise InputError(
+            f"{len(broken)} embeddings are not finite, the first of {keys[broken[0]]!r}; the model is "
+            "broken, or this image breaks it"
+        )
+    return part
 
 
 def _column(vectors: Tensor) -> Any:

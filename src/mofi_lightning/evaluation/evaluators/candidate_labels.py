@@ -60,7 +60,8 @@ def candidate_scores(
 ) -> tuple[dict[str, Scores], tuple[str, ...]]:
     """`hit@k`, and `hp@k` where the data has a hierarchy, under a protocol; and notes.
 
-    A k that is more than there are candidates is left out.
+    A k that is not less than the number of candidates is left out. A class whose vector is zero is no
+    candidate; a measured image of it is wrong.
 
     Args:
         images: with their labels `[M]`.
@@ -71,20 +72,30 @@ def candidate_scores(
         hits: numbers of results for flat hit@k.
         precision: numbers of results for hierarchical precision@k.
     """
-    candidates = protocol.candidates.nonzero().flatten()
+    absent = protocol.candidates & ~classes.any(dim=1)
+    candidates = (protocol.candidates & ~absent).nonzero().flatten()
+    hopeless = protocol.images[images.labels] & absent[images.labels]
+    notes = []
+    if absent.any():
+        notes.append(
+            f"{protocol.prefix}hit@k: {int(absent.sum())} of {int(protocol.candidates.sum())} candidates "
+            f"have no vector and do not compete; their {int(hopeless.sum())} images are wrong"
+        )
+    if len(candidates) < 2:
+        return {}, (*notes, f"no {protocol.prefix}hit@k: fewer than two candidates have a vector")
     number = torch.full((len(data.classes),), -1)
     number[candidates] = torch.arange(len(candidates))
-    measured = protocol.images[images.labels]
+    measured = protocol.images[images.labels] & ~hopeless
     rows = (vectors[measured], number[images.labels[measured]], classes[candidates])
 
     def scores(values: Tensor) -> Scores:
         spread = torch.full((len(images.labels),), torch.nan, dtype=torch.float64)
+        spread[hopeless] = 0
         spread[measured] = values.double().cpu()
         return images.scores(spread)
 
     rank = zero_shot_rank(*rows)
     found = {f"{protocol.prefix}hit@{k}": scores((rank <= k).double()) for k in hits if k < len(candidates)}
-    notes = []
     wanted = (*hits, *(precision if data.hierarchy else ()))
     too_many = sorted({k for k in wanted if k >= len(candidates)})
     if too_many:

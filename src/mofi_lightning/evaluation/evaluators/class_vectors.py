@@ -56,8 +56,10 @@ def in_label_space(space: LabelSpace, data: EvaluationSet, embeddings: Tensor) -
     notes = _oddities(data, texts)
     unknown = [data.classes[row] for row in unknown_classes(classes).tolist()]
     if unknown:
+        theirs = sum(entity in set(unknown) for entity in data.entities)
         notes += (
-            f"{_some(unknown, data)} hold no word that the label vectors' model knows: {listed(unknown)}",
+            f"{_some(unknown, data)} hold no word that the label vectors' model knows; they do not compete, "
+            f"and their {theirs} images are wrong: {listed(unknown)}",
         )
     return ClassVectors(images, classes, notes)
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from mofi_lightning.evaluation.base import Evaluator, Measurement, Scores
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.embedder import Embedder
+from mofi_lightning.evaluation.evaluators.retrieval import telling
 from mofi_lightning.evaluation.measures.image_text import image_text_recall
 
 
@@ -16,7 +17,7 @@ class ImageText(Evaluator):
     As CLIP_benchmark has it, image retrieval is that of images for a text, text retrieval the reverse.
 
     Args:
-        k: numbers of results for recall@k.
+        k: numbers of results for recall@k; one that takes all images, or captions, is left out.
     """
 
     task = "zeroshot_retrieval"
@@ -39,8 +40,11 @@ class ImageText(Evaluator):
         text_labels = data.labels([entity for _, entity in data.captions])
         recall = image_text_recall(images.embeddings, images.labels, texts, text_labels, k=self.k)
         scores = {}
-        for k in self.k:
+        of_images, few_images = telling(self.k, len(images.labels), "image_retrieval_recall@k", "images")
+        of_texts, few_texts = telling(self.k, len(texts), "text_retrieval_recall@k", "captions")
+        for k in of_images:
             scores[f"image_retrieval_recall@{k}"] = Scores(recall.text_to_image[k], text_labels, "captions")
+        for k in of_texts:
             scores[f"text_retrieval_recall@{k}"] = images.scores(recall.image_to_text[k])
         wordless = int(recall.image_to_text[1].isnan().sum())
         imageless = int(recall.text_to_image[1].isnan().sum())
@@ -52,4 +56,4 @@ class ImageText(Evaluator):
             )
             if count
         ]
-        return Measurement(scores, notes=tuple(notes))
+        return Measurement(scores, notes=(*notes, *few_images, *few_texts))

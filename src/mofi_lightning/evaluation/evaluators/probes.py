@@ -13,7 +13,7 @@ from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.embedder import Embedder, LabelledImages
 from mofi_lightning.evaluation.measures.linear_classifier import LinearClassifier, class_recall
 from mofi_lightning.evaluation.measures.linear_probe import LAMBDAS, MAX_ITERATIONS, fit_linear_probe
-from mofi_lightning.evaluation.measures.probe_rows import validation_rows
+from mofi_lightning.evaluation.measures.probe_rows import too_faint, validation_rows
 from mofi_lightning.evaluation.measures.ridge_probe import LAMBDAS as RIDGE_LAMBDAS
 from mofi_lightning.evaluation.measures.ridge_probe import fit_ridge_probe
 from mofi_lightning.types import InputError
@@ -55,11 +55,9 @@ class LinearProbe(Evaluator):
             title=name and f"{name}: linear probe",
         )
         values = {"lp_lambda": fit.penalty, "lp_validation_acc1": fit.trials[fit.penalty].accuracy}
-        notes = _edge("linear probe", fit.penalty, LAMBDAS)
+        notes = _edge("linear probe", rows, fit.penalty, LAMBDAS)
         if not fit.converged:
-            notes += (
-                f"linear probe: L-BFGS stopped at {self.max_iterations} iterations, short of the minimum",
-            )
+            notes += (f"linear probe: L-BFGS stopped at {fit.iterations} iterations, short of the minimum",)
         return _measurement("lp", rows, data, fit.classifier, values, notes)
 
 
@@ -78,7 +76,7 @@ class RidgeProbe(Evaluator):
         if isinstance(rows, str):
             return Measurement(skipped=rows)
         fit = fit_ridge_probe(rows.features, rows.labels)
-        notes = _edge("ridge probe", fit.penalty, RIDGE_LAMBDAS)
+        notes = _edge("ridge probe", rows, fit.penalty, RIDGE_LAMBDAS)
         return _measurement("ridge", rows, data, fit.classifier, {"ridge_lambda": fit.penalty}, notes)
 
 
@@ -155,7 +153,13 @@ def _refuse_broken(images: LabelledImages, data: EvaluationSet, embedder: Embedd
         )
 
 
-def _edge(probe: str, penalty: float, lambdas: tuple[float, ...]) -> tuple[str, ...]:
+def _edge(probe: str, rows: _Rows, penalty: float, lambdas: tuple[float, ...]) -> tuple[str, ...]:
+    faint = too_faint(rows.features, len(rows.labels.unique()), min(lambdas))
+    if faint is not None:
+        return (
+            f"{probe}: features vary by {faint:.1g} only, so that no lambda tried lets them count; the model has "
+            "collapsed, or its features need a larger scale",
+        )
     if penalty not in (min(lambdas), max(lambdas)):
         return ()
     return (f"{probe}: the best lambda, {penalty:g}, is at the edge of those tried",)
@@ -171,9 +175,12 @@ def _measurement(
 ) -> Measurement:
     labels = rows.images.labels[rows.tested]
     hits = classifier.hits(rows.images.features[rows.tested], labels)
+    classes = len(classifier.classes)
+    if classes <= 5:
+        notes += (f"{prefix}_acc@k are left out at k = 5: there are {classes} classes to learn",)
     found = {
         "acc1": hits[1],
-        "acc5": hits[5],
+        **({"acc5": hits[5]} if classes > 5 else {}),
         "mean_per_class_recall": class_recall(hits[1], labels),
     }
     scores = {}

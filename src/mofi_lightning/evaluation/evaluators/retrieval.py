@@ -29,7 +29,7 @@ class Retrieval(Evaluator):
     images that are no queries, so that no query can find itself.
 
     Args:
-        k: numbers of results for recall@k.
+        k: numbers of results for recall@k; one that takes all images there are to find is left out.
     """
 
     task = "retrieval"
@@ -50,36 +50,65 @@ class Retrieval(Evaluator):
             found = measure_retrieval(measures, images.embeddings, images.labels, exclude_self=True)
             itself = measure_retrieval({"": average_precision}, images.embeddings, images.labels)[""]
             scores = {"map": images.scores(found["map"]), "map_with_self": images.scores(itself)}
+            findable = len(images.labels) - 1
         else:
             images, index = split_queries(images, data)
             found = measure_retrieval(
                 measures, images.embeddings, images.labels, index.embeddings, index.labels
             )
             scores = {"map": images.scores(found["map"])}
+            findable = len(index.labels)
         scores["map@R"] = images.scores(found["map@R"])
-        for k in self.k:
+        recall, notes = telling(self.k, findable, "recall@k", "images to find")
+        for k in recall:
             scores[f"recall@{k}"] = images.scores(hits(found["first"], k))
         for domain in dict.fromkeys(data.domains or ()):
             assert data.domains is not None
             for name in ("map", "map_with_self"):
-                if name in scores:
-                    scores[f"{name}/{domain}"] = _of_domain(scores[name], data.domains, domain)
+                if name not in scores:
+                    continue
+                of_domain = _of_domain(scores[name], data.domains, domain)
+                if of_domain.values.isnan().all():
+                    notes.append(f"{name}/{domain} is left out: no query of {domain} has an image to find")
+                else:
+                    scores[f"{name}/{domain}"] = of_domain
         lonely, queries = int(found["map"].isnan().sum()), len(images.labels)
-        notes = []
         if lonely:
-            counted = "no measure counts them" if data.queries else "only map_with_self counts them"
-            notes = [f"{lonely} of {queries} queries have no other image of their entity; {counted}"]
+            counted = "no measure here" if data.queries is not None else "only map_with_self"
+            notes.append(
+                f"{lonely} of {queries} queries have no other image of their entity; {counted} counts them "
+                "(recall@1 leaves them out, knn_acc1 counts them as wrong)"
+            )
         return Measurement(scores, {"queries": float(queries)}, (*notes, *_copies(data, everything)))
 
 
-def split_queries(images: LabelledImages, data: EvaluationSet) -> tuple[LabelledImages, LabelledImages]:
-    """The queries that `data` names, and the images that they search.
+def telling(ks: Sequence[int], findable: int, measure: str, what: str) -> tuple[list[int], list[str]]:
+    """The k that say something: 1, and those at which not all there is to find is found; and a note.
+
+    Args:
+        ks: numbers of results.
+        findable: the most that a query can find.
+        measure: for the note.
+        what: can be found, for the note.
+    """
+    kept = [k for k in ks if k == 1 or k < findable]
+    if len(kept) == len(ks):
+        return kept, []
+    shown = ", ".join(str(k) for k in ks if k not in kept)
+    return kept, [f"{measure} is left out at k = {shown}: there are {findable} {what}"]
+
+
+def split_queries(
+    images: LabelledImages, data: EvaluationSet, index: LabelledImages | None = None
+) -> tuple[LabelledImages, LabelledImages]:
+    """The queries that `data` names, and what they search: `index`, or else all that are no queries.
 
     Raises:
         InputError: there are none of one of the two.
     """
     is_query = torch.isin(images.rows, torch.tensor(list(data.queries or ()), dtype=torch.long))
-    queries, index = _rows(images, is_query), _rows(images, ~is_query)
+    queries = _rows(images, is_query)
+    index = _rows(images, ~is_query) if index is None else index
     if not len(queries.rows) or not len(index.rows):
         raise InputError(
             f"data set {data.name} has {len(queries.rows)} queries and {len(index.rows)} images to search "

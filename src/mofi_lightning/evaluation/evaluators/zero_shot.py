@@ -19,7 +19,8 @@ class ZeroShot(Evaluator):
 
     A model with a text tower embeds them in prompts. One with a label space only (DeViSE) is asked there:
     mapped images against vectors of the names, with descriptions if its label vectors are of both. If the
-    text model that made these is missing, the measure is skipped.
+    text model that made these is missing, the measure is skipped. A class that it knows no word of does not
+    compete, and its images are wrong. acc5 is left out where no more than 5 classes compete.
 
     Args:
         templates: prompts for data without prompts of its own: a list that comes with this package
@@ -50,21 +51,23 @@ class ZeroShot(Evaluator):
                 return Measurement(skipped=str(error))
         else:
             return Measurement(skipped="the model has no text tower")
+        unknown = unknown_classes(vectors.classes)
+        candidates = len(data.classes) - len(unknown)
+        if candidates < 2:
+            return Measurement(skipped=f"{candidates} of {len(data.classes)} classes can be embedded")
         notes = list(vectors.notes)
         rank = zero_shot_rank(vectors.images, images.labels, vectors.classes)
         correct = {k: (rank <= k).double() for k in (1, 5)}
         scores = {"acc1": images.scores(correct[1])}
-        if len(data.classes) >= 5:
+        if candidates > 5:
             scores["acc5"] = images.scores(correct[5])
         else:
-            notes.append(f"acc5 says nothing of {len(data.classes)} classes")
+            notes.append(f"acc5 says nothing of {candidates} classes")
         scores["mean_per_class_recall"] = images.scores(class_recall(correct[1], images.labels))
         shown = len(images.labels.unique())
         if shown < len(data.classes):
             notes.append(
                 f"mean_per_class_recall is over the {shown} of {len(data.classes)} classes with images"
             )
-        unknown = (
-            {} if embedder.has_text else {"zero_shot_unknown_classes": len(unknown_classes(vectors.classes))}
-        )
-        return Measurement(scores, {name: float(number) for name, number in unknown.items()}, tuple(notes))
+        values = {} if embedder.has_text else {"zero_shot_unknown_classes": float(len(unknown))}
+        return Measurement(scores, values, tuple(notes))

@@ -1,4 +1,4 @@
-"""How sure a mean is: standard errors, bootstrap intervals and paired tests that know clusters.
+"""How sure a mean is: standard errors, confidence intervals and paired tests that know clusters.
 
 Images of one entity are not independent, so whole clusters are drawn, or change sign, and deviations are
 summed within them.
@@ -10,6 +10,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -20,6 +21,11 @@ LEVEL = 0.95
 PERMUTATIONS = 9999
 # up to as many clusters all 2^12 sign flips are tried
 _EXACT = 12
+# with fewer clusters percentiles of a bootstrap are too narrow: of 95 %, 51 % with 2 clusters and 90 % with 10
+_FEW = 30
+# with more clusters that differ, none of which has more than this share of the variance, sums are normal
+_MANY = 1000
+_SHARE = 0.01
 # elements of one block of draws
 _BLOCK = 2**21
 
@@ -36,8 +42,9 @@ class PairedTest(NamedTuple):
 
     Attributes:
         difference: mean of the first minus mean of the second, over the queries that both define.
-        interval: 95 % bootstrap interval of it; NaN with fewer than two clusters.
-        p_value: of a two-sided sign-flip permutation test over clusters; NaN likewise.
+        interval: 95 % interval of it, as of `bootstrap_interval`; NaN with fewer than two clusters.
+        p_value: of a two-sided sign-flip permutation test over clusters; NaN likewise, and with G clusters
+            never below 2^(1-G).
         queries: number of queries compared.
         clusters: number of clusters they are of.
     """
@@ -71,20 +78,31 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of the mean of `values` `[N]`, drawing whole clusters.
 
-    Rows of NaN are left out. Both ends are NaN with fewer than two clusters, which say nothing about others.
+    With fewer than 30 clusters, G, the ends are mean -+ t(G - 1) * error * sqrt(G / (G - 1)) with Student's t,
+    and may lie outside the range of the values. They are that too with more than 1,000 clusters of unlike sums,
+    none with over 1 % of the variance, where a bootstrap gives the same. Rows of NaN are left out. Both ends are NaN with fewer than two clusters, which say nothing about
+    others.
     """
     sums, sizes = _by_cluster(values, clusters)
     number = len(sums)
     if number < 2:
         return Interval(math.nan, math.nan)
-    generator = torch.Generator().manual_seed(seed)
+    # clusters with the same sum and size are drawn together
+    kinds, alike = np.unique(sums.numpy() + 1j * sizes.numpy(), return_counts=True)
+    mean, error = mean_and_error(values, clusters)
+    if number < _FEW or (len(alike) > _MANY and _spread_out(sums - sizes * mean)):
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, number - 1)) * error * math.sqrt(number / (number - 1))
+        return Interval(mean - half, mean + half)
+    generator = np.random.default_rng(seed)
+    shares = alike / number
     means = []
-    size = max(1, _BLOCK // number)
+    size = max(1, _BLOCK // len(alike))
     for first in range(0, resamples, size):
-        drawn = torch.randint(number, (min(size, resamples - first), number), generator=generator)
-        means.append(sums[drawn].sum(dim=1) / sizes[drawn].sum(dim=1))
-    ends = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.cat(means).quantile(ends).tolist()
+        times = generator.multinomial(number, shares, size=min(size, resamples - first))
+        means.append((times @ kinds.real) / (times @ kinds.imag))
+    low, high = np.quantile(np.concatenate(means), [(1 - level) / 2, (1 + level) / 2]).tolist()
     return Interval(low, high)
 
 
@@ -92,7 +110,9 @@ def paired_test(a: Tensor, b: Tensor, clusters: Tensor, *, seed: int = 0) -> Pai
     """Whether two models differ, from their values of the same queries.
 
     If they do not, the sign of each cluster's summed difference is a coin flip. With up to 12 clusters that
-    differ all flips are counted, with more 9,999 random ones (and the one seen, so that p is never 0).
+    differ all flips are counted, with more 9,999 random ones (and the one seen, so that p is never 0). With
+    more than 1,000 different sums, none with over 1 % of their squares, p is that of the normal distribution
+    to which the flips then come close.
 
     Args:
         a: `[Q]`, of the first model; NaN where it is undefined.
@@ -143,10 +163,20 @@ def _sign_flips(sums: Tensor, seed: int) -> float:
     if number <= _EXACT:
         flips = torch.arange(2**number)[:, None] >> torch.arange(number) & 1
         return float(((2.0 * flips - 1).double() @ sums).abs().ge(seen).double().mean())
-    generator = torch.Generator().manual_seed(seed)
+    # of sums of one size only the number of flips counts
+    sizes, alike = sums.abs().unique(return_counts=True)
+    if len(sizes) > _MANY and _spread_out(sums):
+        return math.erfc(seen / math.sqrt(2 * float(sums.square().sum())))
+    generator = np.random.default_rng(seed)
     extreme = 1
-    size = max(1, _BLOCK // number)
-    for first in range(0, PERMUTATIONS, size):
-        flips = torch.randint(2, (min(size, PERMUTATIONS - first), number), generator=generator)
-        extreme += int(((2.0 * flips - 1).double() @ sums).abs().ge(seen).sum())
+    block = max(1, _BLOCK // len(sizes))
+    for first in range(0, PERMUTATIONS, block):
+        shape = (min(block, PERMUTATIONS - first), len(sizes))
+        plus = torch.from_numpy(generator.binomial(alike.numpy(), 0.5, size=shape))
+        extreme += int(((2 * plus - alike).double() @ sizes).abs().ge(seen).sum())
     return extreme / (PERMUTATIONS + 1)
+
+
+def _spread_out(terms: Tensor) -> bool:
+    squares = terms.square()
+    return float(squares.max()) <= _SHARE * float(squares.sum())

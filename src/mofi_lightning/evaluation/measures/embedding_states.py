@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import torch
@@ -69,6 +70,23 @@ class LabelledEmbeddings(EmbeddingStates):
     def measure(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The measure of all rows, of at least one."""
         raise NotImplementedError
+
+
+def settings_digest(*settings: object) -> Tensor:
+    """SHA-256 of tensors and plain values as `[32]` int64, a byte each: a state that says what is measured.
+
+    A `MetricCollection` merges metrics whose states are equal after the first batch, for good. Counts of
+    different settings may well be equal by then; with this state beside them (reduced by "max", which changes
+    nothing) the metrics stay apart.
+    """
+    digest = hashlib.sha256()
+    for setting in settings:
+        if isinstance(setting, Tensor):
+            content = setting.detach().double().cpu().contiguous().numpy().tobytes()
+            digest.update(f"{tuple(setting.shape)}".encode() + content)
+        else:
+            digest.update(repr(setting).encode())
+    return torch.tensor(list(digest.digest()))
 
 
 def gather_rows(rows: Tensor, group: Any = None) -> list[Tensor]:

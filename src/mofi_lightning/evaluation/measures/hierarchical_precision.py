@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics import Metric
 
+from mofi_lightning.evaluation.measures.embedding_states import settings_digest
 from mofi_lightning.evaluation.measures.label_hierarchy import LabelHierarchy
 from mofi_lightning.evaluation.measures.scores import TIE
 from mofi_lightning.evaluation.measures.zero_shot import cosines_in_blocks
@@ -37,7 +38,7 @@ def hierarchical_precision(
         labels: `[N]`, rows of `weights`.
         weights: vectors of the labels `[C, D]`; need not be normalised.
         hierarchy: of the C labels, in the order of `weights`.
-        k: numbers of results.
+        k: numbers of results; repeated ones count once.
 
     Returns:
         For each k `[N]` float64 in 0..1; NaN for an image whose label the hierarchy connects to fewer than k.
@@ -46,6 +47,7 @@ def hierarchical_precision(
         InputError: a k is not in 1..C, the hierarchy is of other labels, or see `zero_shot_rank`.
     """
     values: dict[int, list[Tensor]] = {n: [] for n in k}
+    k = tuple(values)
     for n, found in _found_in_blocks(embeddings, labels, weights, hierarchy, k):
         values[n].append(found.double().where(found >= 0, torch.nan) / n)
     none = torch.zeros(0, dtype=torch.float64)
@@ -97,6 +99,7 @@ class HierarchicalPrecision(Metric):
     full_state_update = False
     found: Tensor
     rows: Tensor
+    settings: Tensor
     weights: Tensor
 
     def __init__(self, weights: Tensor, hierarchy: LabelHierarchy, k: int, **kwargs: Any) -> None:
@@ -106,6 +109,8 @@ class HierarchicalPrecision(Metric):
         self.register_buffer("weights", weights, persistent=False)
         self.add_state("found", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         self.add_state("rows", default=torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        settings = settings_digest(weights, k, hierarchy.labels, hierarchy.edges)
+        self.add_state("settings", default=settings, dist_reduce_fx="max")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add images `[B, D]` with their classes `[B]`; negative labels are left out."""

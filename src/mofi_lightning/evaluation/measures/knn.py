@@ -49,8 +49,9 @@ def weighted_knn(
     """Classify each query by the votes exp(similarity / T) of its k most similar rows.
 
     Without `index` the queries search each other, each left out of its own neighbours. A k beyond the rows
-    there are means all of them. Of rows that tie for the k-th place those of the lowest class vote; equal
-    votes go to the lowest class: the order of rows does not matter.
+    there are means all of them. Ties never favour the model: of rows that tie for the k-th place those of
+    the true class come last, of the others those vote that make another class the strongest, and with equal
+    votes the true class loses. Neither the order of rows nor the numbers of classes matter.
 
     Args:
         embeddings: queries `[Q, D]`; need not be normalised.
@@ -81,41 +82,55 @@ def weighted_knn(
             f"kNN needs a query and a neighbour; there are {len(queries)} and {max(0, available)}"
         )
 
-    # by class, so that the first of tied rows is that of the lowest class
-    classes, order = classes.sort(stable=True)
-    place = order.argsort() if index is None else None
-    rows = rows[order]
-
     sweep = [(n, t) for n in sorted(set(k)) for t in sorted(set(temperatures))]
     correct = torch.zeros(len(sweep), len(queries), dtype=torch.float64, device=rows.device)
-    for block in scoring.row_blocks(len(queries), 8 * min(max(k), available), scoring.BLOCK):
-        left_out = None if place is None else place[block]
-        near = top_k(queries[block], rows, max(k), left_out=left_out)
-        gap, voters = near.scores - near.scores[:, :1], classes[near.rows]
-        for number, (n, temperature) in enumerate(sweep):
-            # relative to the nearest: exp(1 / 0.01) is beyond fp32
-            guess = _elected(voters[:, :n], (gap[:, :n] / temperature).exp())
-            correct[number, block] = (guess == labels[block]).double()
+    last = min(max(k), available) - 1
+    found = min(last + 2, available)
+    pending = torch.arange(len(queries), device=rows.device)
+    while len(pending):
+        cut = []
+        for query in pending.split(max(1, scoring.BLOCK // (8 * found))):
+            near = top_k(queries[query], rows, found, left_out=query if index is None else None)
+            correct[:, query] = _right(near.scores, classes[near.rows], labels[query], sweep)
+            cut.append(query[near.scores[:, -1] == near.scores[:, last]])
+        # where the last row still ties with the k-th others may: all of them must be seen
+        pending = torch.cat(cut) if found < available else pending[:0]
+        found = min(4 * found, available)
     accuracy = {setting: float(correct[i].mean()) for i, setting in enumerate(sweep)}
     best = max(range(len(sweep)), key=lambda i: accuracy[sweep[i]])
     return KNNResult(accuracy, sweep[best], correct[best])
 
 
-def _elected(voters: Tensor, weights: Tensor) -> Tensor:
-    """Class `[B]` with the most votes of `[B, k]`; the lowest of equals.
+def _right(scores: Tensor, voters: Tensor, labels: Tensor, sweep: Sequence[tuple[int, float]]) -> Tensor:
+    """Whether the true class wins, `[len(sweep), B]` float64.
 
-    Votes are counted among the classes that vote: memory does not grow with the number of classes.
+    `scores` and classes `voters` are of neighbours `[B, L]`: scores descend, those that tie are equal, and
+    all rows that tie with the k-th are among the L. Votes are counted among the classes that vote: memory
+    does not grow with the number of classes.
     """
-    classes, order = voters.sort(dim=1, stable=True)
+    voters, order = voters.sort(dim=1, stable=True)
     # number of each class among those that vote for this query
-    starts = torch.ones_like(classes)
-    starts[:, 1:] = (classes[:, 1:] != classes[:, :-1]).long()
-    number = starts.cumsum(dim=1) - 1
-    votes = torch.zeros_like(weights).scatter_add_(1, number, weights.gather(1, order))
-    most = votes.amax(dim=1, keepdim=True)
-    # argmax takes the first of equals only where they are equal to the last bit
-    first = (votes >= most * (1 - TIE)).long().argmax(dim=1, keepdim=True)
-    return classes.gather(1, (number == first).long().argmax(dim=1, keepdim=True)).squeeze(1)
+    starts = torch.zeros_like(voters)
+    starts[:, 1:] = (voters[:, 1:] != voters[:, :-1]).long()
+    number, true = starts.cumsum(dim=1), voters == labels[:, None]
+    score, nearest = scores.gather(1, order), scores[:, :1]
+    right = torch.empty(len(sweep), len(labels), dtype=torch.float64, device=scores.device)
+    for row, (k, temperature) in enumerate(sweep):
+        last = scores[:, min(k, scores.shape[1]) - 1, None]
+        above, tied = score > last, score == last
+        places = min(k, scores.shape[1]) - above.sum(dim=1, keepdim=True)
+        # relative to the nearest: exp(1 / 0.01) is beyond fp32
+        weight = ((score - nearest) / temperature).exp() * above
+        last_weight = ((last - nearest) / temperature).exp()
+        rivals = tied & ~true
+        votes = torch.zeros_like(weight).scatter_add_(1, number, weight * ~true)
+        more = torch.zeros_like(number).scatter_add_(1, number, rivals.long()).minimum(places)
+        strongest = (votes + more * last_weight).amax(dim=1)
+        left = (places - rivals.sum(dim=1, keepdim=True)).clamp(min=0)
+        own = (weight * true).sum(dim=1) + (left * last_weight).squeeze(1)
+        # a difference of `TIE` between scores is one of TIE / T between votes
+        right[row] = (own * (1 - TIE * max(1.0, 1 / temperature)) > strongest).double()
+    return right
 
 
 class KNNAccuracy(LabelledEmbeddings):

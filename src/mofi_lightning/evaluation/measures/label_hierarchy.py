@@ -62,8 +62,13 @@ class LabelHierarchy:
                 f"{outside[0]!r}; is it the hierarchy of these classes, and of the same version?"
             )
         _prune(neighbours, len(self.labels))
-        self._neighbours = [tuple(near) for near in neighbours]
+        self._neighbours = tuple(tuple(sorted(near)) for near in neighbours)
         self._known: dict[int, tuple[int, Nearest]] = {}
+
+    @property
+    def edges(self) -> tuple[tuple[int, ...], ...]:
+        """The nodes one hop from each, where paths between labels lead; nodes 0..C-1 are the labels."""
+        return self._neighbours
 
     def nearest(self, row: int, k: int) -> Nearest:
         """The nearest labels of the label in `row`: whole rings of equal distance until they are at least k.

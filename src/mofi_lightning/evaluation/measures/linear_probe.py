@@ -36,9 +36,12 @@ _STRIDE = 16
 
 # elements of one block of logits: 16 MiB in fp64
 _BLOCK = 2**21
-# largest entry of the gradient of the logarithm of the objective at which a fit ends
+# a fit ends where the largest entry of the gradient of the objective's logarithm is this share of that at
+# weights of 0: entries shrink with the number of classes and with lambda, so that no fixed size serves all
 _TOLERANCE = 1e-5
-_TOLERANCE_OF_SEARCH = 1e-3
+_TOLERANCE_OF_SEARCH = 0.03
+# what rounding leaves of a gradient that is 0
+_ROUNDING = 64 * torch.finfo(torch.float64).eps
 
 
 class Trial(NamedTuple):
@@ -62,7 +65,7 @@ class LinearProbeFit:
         penalty: the lambda chosen.
         trials: lambda -> how it did; empty where lambda was given.
         iterations: of the last fit.
-        converged: whether the last fit ended before the limit of iterations.
+        converged: whether the last fit ended at the minimum, not at the limit of iterations or stuck.
     """
 
     classifier: LinearClassifier
@@ -108,29 +111,31 @@ def fit_linear_probe(
     axes = principal_axes(features[order])
     trials: dict[int, Trial] = {}
     starts: dict[int, Tensor] = {}
-    if penalty is None:
-        training = _Problem(axes.coordinates[~held_out], targets[~held_out], len(classes), axes.energies)
-        validation = _Problem(axes.coordinates[held_out], targets[held_out], len(classes), axes.energies)
-        steps = bracketed_steps(trials, len(LAMBDAS), _STRIDE)
-        for step in track(steps, title, None) if title is not None else steps:
-            near = min(starts, key=lambda known: (abs(known - step), -known), default=None)
-            start = None if near is None else starts[near]
-            starts[step] = training.minimise(
-                LAMBDAS[step], max_iterations, _TOLERANCE_OF_SEARCH, start
-            ).parameters
-            trials[step] = validation.try_out(starts[step])
-        best = max(trials, key=lambda step: trials[step].merit)
-        penalty = LAMBDAS[best]
-        start = starts[best]
-    else:
-        start = None
-    whole = _Problem(axes.coordinates, targets, len(classes), axes.energies)
-    fit = whole.minimise(penalty, max_iterations, _TOLERANCE, start)
+
+    def fits() -> Iterator[_Minimum]:
+        chosen, start = penalty, None
+        if chosen is None:
+            training = _Problem(axes.coordinates[~held_out], targets[~held_out], len(classes), axes.energies)
+            validation = _Problem(axes.coordinates[held_out], targets[held_out], len(classes), axes.energies)
+            for step in bracketed_steps(trials, len(LAMBDAS), _STRIDE):
+                near = min(starts, key=lambda known: (abs(known - step), -known), default=None)
+                start = None if near is None else starts[near]
+                trial = training.minimise(LAMBDAS[step], max_iterations, _TOLERANCE_OF_SEARCH, start)
+                starts[step] = trial.parameters
+                trials[step] = validation.try_out(trial.parameters)
+                yield trial
+            best = max(trials, key=lambda step: trials[step].merit)
+            chosen, start = LAMBDAS[best], starts[best]
+        whole = _Problem(axes.coordinates, targets, len(classes), axes.energies)
+        yield whole.minimise(chosen, max_iterations, _TOLERANCE, start)
+
+    number = 1 if penalty is not None else 1 + _most_steps(len(LAMBDAS), _STRIDE)
+    *_, fit = fits() if title is None else track(fits(), title, number)
     weight = fit.parameters[:, :-1] @ axes.axes
     bias = fit.parameters[:, -1] - weight @ axes.mean
     return LinearProbeFit(
         LinearClassifier(weight, bias - bias.mean(), classes),
-        penalty,
+        fit.penalty,
         {LAMBDAS[step]: trials[step] for step in sorted(trials)},
         fit.iterations,
         fit.converged,
@@ -152,7 +157,12 @@ def bracketed_steps(trials: Mapping[int, Trial], number: int, stride: int) -> It
         yield from (step for step in (best + stride, best - stride) if 0 <= step < number)
 
 
+def _most_steps(number: int, stride: int) -> int:
+    return len(range(0, number, stride)) + 2 * (stride.bit_length() - 1)
+
+
 class _Minimum(NamedTuple):
+    penalty: float
     parameters: Tensor
     iterations: int
     converged: bool
@@ -187,11 +197,14 @@ class _Problem:
             value = loss + penalty / 2 * weight.square().sum()
             return math.log(value), (gradient * (scale / value)).flatten().cpu().numpy()
 
+        # at weights of 0 the best biases are the logarithms of the shares of the classes
+        origin = torch.zeros(shape, dtype=torch.float64, device=scale.device)
+        origin[:, -1] = (torch.bincount(self.targets, minlength=self.classes).double() / rows).log()
+        loss, slope = self.loss(origin)
+        steepest = float((slope * scale).abs().max() / loss)
         if start is None:
-            # a step along the gradient is the minimum where the penalty rules; there weights of 0, which tell
-            # nothing apart, have a gradient as small as any tolerance
-            start = self.loss(torch.zeros(shape, dtype=torch.float64, device=scale.device))[1]
-            start *= -scale.square() / rows
+            # a step along the gradient is the minimum where the penalty rules
+            start = origin - slope * scale.square() / rows
         found = minimize(
             objective,
             (start / scale).flatten().cpu().numpy(),
@@ -201,20 +214,25 @@ class _Problem:
                 "maxiter": max_iterations,
                 "maxfun": 10 * max_iterations,
                 "maxls": 50,
-                "gtol": tolerance,
-                "ftol": 64 * np.finfo(float).eps,
+                "gtol": max(tolerance * steepest, _ROUNDING),
+                "ftol": _ROUNDING,
             },
         )
         parameters = torch.from_numpy(found.x).view(shape).to(scale.device) * scale
-        return _Minimum(parameters, int(found.nit), int(found.nit) < max_iterations)
+        return _Minimum(penalty, parameters, int(found.nit), bool(found.success))
 
     def loss(self, parameters: Tensor) -> tuple[Tensor, Tensor]:
         """Sum of cross-entropies (0-D) and its gradient `[C, r + 1]`."""
         loss = parameters.new_zeros(())
         gradient = torch.zeros_like(parameters)
         for block, own, logits in self._logits(parameters):
-            loss -= logits.gather(1, own[:, None]).sum() - logits.logsumexp(dim=1).sum()
-            residual = logits.softmax(dim=1)
+            # in place: a pass over memory costs as much as a matrix product with a few hundred features
+            logits -= logits.amax(dim=1, keepdim=True)
+            loss -= logits.gather(1, own[:, None]).sum()
+            residual = logits.exp_()
+            total = residual.sum(dim=1, keepdim=True)
+            loss += total.log().sum()
+            residual /= total
             residual[torch.arange(len(own), device=own.device), own] -= 1
             gradient[:, :-1].addmm_(residual.T, block)
             gradient[:, -1] += residual.sum(dim=0)

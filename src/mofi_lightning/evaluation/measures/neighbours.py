@@ -29,7 +29,7 @@ class Neighbours(NamedTuple):
     """The k nearest rows of each query, nearest first; of rows that tie, the lower stands first.
 
     Attributes:
-        scores: `[Q, k]` float64 cosines, rounded to `TIE`.
+        scores: `[Q, k]` float64 cosines; rows that tie have the highest of theirs, to the last bit.
         rows: `[Q, k]` int64 rows of the index.
     """
 
@@ -81,7 +81,7 @@ def _search(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> 
     scores, rows = _candidates(queries, index, min(k + SPARE, searched), left_out)
     query = torch.arange(len(queries), device=index.device)[:, None].expand_as(rows)
     exact = exact_pairs(queries, index, query.flatten(), rows.flatten()).view_as(scores)
-    result = _first(_rounded(exact), rows, k)
+    result = _first(exact, rows, k)
     if k + SPARE < searched:
         # rows that were not taken may still tie with the last of the k
         unsure = scores[:, -1] >= scores[:, k - 1] - window(index.shape[1])
@@ -90,8 +90,8 @@ def _search(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> 
             everything = exact_scores(queries[again], index)
             if left_out is not None:
                 everything.scatter_(1, left_out[again, None], -torch.inf)
-            values, order = _rounded(everything).sort(dim=1, descending=True, stable=True)
-            result.scores[again], result.rows[again] = values[:, :k], order[:, :k]
+            every_row = torch.arange(len(index), device=index.device).expand_as(everything)
+            result.scores[again], result.rows[again] = _first(everything, every_row, k)
     return result
 
 
@@ -113,10 +113,17 @@ def _candidates(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None)
 
 
 def _first(scores: Tensor, rows: Tensor, k: int) -> Neighbours:
-    by_row, order = rows.sort(dim=1)
-    values, place = scores.gather(1, order).sort(dim=1, descending=True, stable=True)
-    return Neighbours(values[:, :k], by_row.gather(1, place)[:, :k])
+    """The k best of each query, by group of scores and then by row.
 
-
-def _rounded(scores: Tensor) -> Tensor:
-    return (scores / TIE).round() * TIE
+    A group ends where the next score is more than `TIE` below: a grid of that width would split copies whose
+    scores lie on both sides of one of its lines.
+    """
+    values, order = scores.sort(dim=1, descending=True)
+    starts = torch.ones_like(values, dtype=torch.bool)
+    starts[:, 1:] = values[:, :-1] - values[:, 1:] > TIE
+    place = torch.arange(values.shape[1], device=values.device).expand_as(values)
+    group = place.where(starts, 0).cummax(dim=1).values
+    # both at once: groups are already in order, and rows are fewer than `stride`
+    stride = int(rows.max()) + 1
+    in_order = (group * stride + rows.gather(1, order)).sort(dim=1).values % stride
+    return Neighbours(values.gather(1, group)[:, :k], in_order[:, :k])

@@ -7,6 +7,8 @@ from torch import Tensor
 
 # share of each class's rows on which lambda is chosen
 VALIDATION = 0.2
+# logits smaller than this are rounding beside the biases
+_FAINT = 1e-12
 
 
 def content_order(features: Tensor, labels: Tensor) -> Tensor:
@@ -25,6 +27,24 @@ def content_order(features: Tensor, labels: Tensor) -> Tensor:
     place = torch.cat([(block.double() * direction).sum(dim=1) for block in features.split(4096)])
     along = place.argsort(stable=True)
     return along[labels[along].argsort(stable=True)]
+
+
+def too_faint(features: Tensor, classes: int, penalty: float) -> float | None:
+    """Standard deviation (root mean square) of features that vary too little to count; None if they count.
+
+    Weights under a penalty are about the features' sum of squares over it; below rounding of the biases no
+    row's features change which class it is given.
+
+    Args:
+        features: `[N, F]`, not centred.
+        classes: C, their number.
+        penalty: lambda, the smallest that is tried.
+    """
+    mean = features.double().mean(dim=0)
+    squares = sum(float((block.double() - mean).square().sum()) for block in features.split(4096))
+    if squares / (classes * penalty) >= _FAINT:
+        return None
+    return (squares / features.numel()) ** 0.5
 
 
 def validation_rows(labels: Tensor, share: float = VALIDATION) -> Tensor:

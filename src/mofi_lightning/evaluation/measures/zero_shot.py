@@ -11,6 +11,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from mofi_lightning.evaluation.measures import scores
+from mofi_lightning.evaluation.measures.embedding_states import settings_digest
 from mofi_lightning.evaluation.measures.scores import TIE, exact_scores, row_blocks, unit
 from mofi_lightning.evaluation.templates import check_templates, fill
 from mofi_lightning.types import InputError
@@ -58,7 +59,8 @@ def class_weights(
 def zero_shot_rank(embeddings: Tensor, labels: Tensor, weights: Tensor) -> Tensor:
     """Rank of the true class of each image, 1 for the best; top-k accuracy is the share of ranks <= k.
 
-    A class that ties with the true one stands before it: a constant model is never right.
+    A class that ties with the true one stands before it: a constant model is never right. A class whose
+    vector is zero, which could not be embedded, stands behind all others, and its own images are of rank C.
 
     Args:
         embeddings: images `[N, D]`; need not be normalised.
@@ -82,6 +84,7 @@ def cosines_in_blocks(embeddings: Tensor, labels: Tensor, weights: Tensor) -> It
     """Cosines `[B, C]` of images with classes, and the images' labels `[B]`, for B images at a time.
 
     They are fp64 products of fp32 unit vectors, so that ties do not depend on where a row or class stands.
+    A class whose vector is zero has -inf: a cosine of 0 would beat every class that is not similar.
 
     Raises:
         InputError: see `zero_shot_rank`.
@@ -93,8 +96,10 @@ def cosines_in_blocks(embeddings: Tensor, labels: Tensor, weights: Tensor) -> It
     wrong = labels[(labels < 0) | (labels >= len(weights))].tolist()
     if wrong:
         raise InputError(f"label {wrong[0]} is none of the {len(weights)} classes")
+    absent = ~weights.any(dim=1)
     for block in row_blocks(len(images), len(weights), scores.BLOCK // 2):
-        yield exact_scores(images[block], weights), labels[block]
+        cosines = exact_scores(images[block], weights)
+        yield cosines.masked_fill_(absent, -torch.inf), labels[block]
 
 
 class ZeroShotAccuracy(Metric):
@@ -112,6 +117,7 @@ class ZeroShotAccuracy(Metric):
     full_state_update = False
     right: Tensor
     rows: Tensor
+    settings: Tensor
     weights: Tensor
 
     def __init__(self, weights: Tensor, k: int = 1, per_class: bool = False, **kwargs: Any) -> None:
@@ -122,6 +128,7 @@ class ZeroShotAccuracy(Metric):
         none = torch.zeros(len(weights), dtype=torch.long)
         self.add_state("right", default=none, dist_reduce_fx="sum")
         self.add_state("rows", default=none.clone(), dist_reduce_fx="sum")
+        self.add_state("settings", default=settings_digest(weights, k), dist_reduce_fx="max")
 
     def update(self, embeddings: Tensor, labels: Tensor) -> None:
         """Add images `[B, D]` with their classes `[B]`; negative labels are left out."""

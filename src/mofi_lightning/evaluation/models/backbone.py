@@ -13,10 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from mofi_lightning import entry_points
+from mofi_lightning.complaints import near
 from mofi_lightning.encoders.base import BackboneLibrary, ImageEncoder
 from mofi_lightning.encoders.registry import build_image_encoder
 from mofi_lightning.encoders.towers import ImageTower
 from mofi_lightning.types import InputError
+
+LIBRARY = "backbone library"
 
 
 class BackboneModel(nn.Module):
@@ -63,8 +66,7 @@ def load_backbone(name: str, weights: Path | None = None) -> BackboneModel:
     Raises:
         InputError: no such backbone, it has no pretrained weights, or its library takes no file of weights.
     """
-    prefix, _, rest = name.partition("/")
-    library = cast("type[BackboneLibrary]", entry_points.load_kind(prefix, "backbone library"))
+    library = _library(name)
     if "pretrained" not in inspect.signature(library.build).parameters:
         raise InputError(
             f"backbone {name} has no pretrained weights: what it gives would be random; give the folder or "
@@ -72,13 +74,33 @@ def load_backbone(name: str, weights: Path | None = None) -> BackboneModel:
         )
     options: dict[str, Any] = {"pretrained": True}
     if weights is not None:
-        if str not in typing.get_args(typing.get_type_hints(library.build)["pretrained"]):
-            raise InputError(f"backbones of {prefix} take no file of weights; leave out ={weights}")
-        if not weights.is_file():
-            raise InputError(f"no weights at {weights}; give a safetensors file of {rest}")
+        check_weights(name, weights)
         options = {"pretrained": str(weights)}
     encoder = build_image_encoder(name, **options)
     return BackboneModel(encoder).eval()
+
+
+def check_weights(name: str, weights: Path) -> None:
+    """Refuse a file of weights that cannot be one of the backbone `PREFIX/NAME`; it is not opened.
+
+    Raises:
+        InputError: no such backbone or file, or its library takes no file of weights.
+    """
+    prefix, _, rest = name.partition("/")
+    library = _library(name)
+    if str not in typing.get_args(typing.get_type_hints(library.build).get("pretrained")):
+        raise InputError(f"backbones of {prefix} take no file of weights; leave out ={weights}")
+    known = library().names()
+    if rest not in known and rest.partition(".")[0] not in known:
+        raise InputError(
+            f"{prefix} has no model {rest!r}{near(rest, known)}; `mofi backbones '{prefix}/*'` lists them"
+        )
+    if not weights.is_file():
+        raise InputError(f"no weights at {weights}; give a safetensors file of {rest}")
+
+
+def _library(name: str) -> type[BackboneLibrary]:
+    return cast("type[BackboneLibrary]", entry_points.load_kind(name.partition("/")[0], LIBRARY))
 
 
 def is_backbone(word: str) -> bool:

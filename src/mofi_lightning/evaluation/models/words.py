@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +13,32 @@ from typing import cast
 import torch
 from torch import nn
 
+from mofi_lightning import entry_points
+from mofi_lightning.complaints import near
 from mofi_lightning.encoders import checkpoint
-from mofi_lightning.encoders.peers.loading import MOFI_RELEASE, is_hub_id, load_model
+from mofi_lightning.encoders.peers.loading import (
+    MOFI_RELEASE,
+    architecture_and_path,
+    is_hub_id,
+    load_model,
+)
 from mofi_lightning.encoders.peers.open_clip import PREFIX as OPEN_CLIP
+from mofi_lightning.encoders.peers.open_clip import check_architecture
 from mofi_lightning.evaluation.embedding.images import EmbeddingModel
-from mofi_lightning.evaluation.models.backbone import BackboneModel, is_backbone, load_backbone
+from mofi_lightning.evaluation.models.backbone import (
+    LIBRARY,
+    BackboneModel,
+    check_weights,
+    is_backbone,
+    load_backbone,
+)
 from mofi_lightning.evaluation.models.content import hash_files, hash_state
 from mofi_lightning.evaluation.models.pixels import RawPixels
 from mofi_lightning.types import InputError
 
 PIXELS = "pixels"
+_SUMMARY, _LOGS = "summary.json", "logs"
+_LONGEST_NAME = 100
 FORMS = (
     f"NAME=WHAT or WHAT, where WHAT is {PIXELS}, a model folder, a checkpoint, a run's folder, a Hugging "
     f"Face folder or hub id OWNER/NAME, {MOFI_RELEASE}FOLDER, {OPEN_CLIP}ARCHITECTURE=PATH, "
@@ -37,7 +54,7 @@ class NamedModel:
         name: for tables.
         origin: what was given for it; recorded as CLIP_benchmark's `pretrained`.
         path: of its file or folder; None where it comes from a package or a hub.
-        run: folder of the training run, where it may have one (`metrics.csv`, `summary.json`).
+        run: folder of the training run, where it is in one (`logs`, `summary.json`).
     """
 
     name: str
@@ -61,10 +78,17 @@ class NamedModel:
 
         Of a model of the hub it is that of the commit. A backbone without a file is loaded for it, and its
         weights are hashed.
+
+        Raises:
+            InputError: there is no such model, or it cannot be found out which one it is.
         """
         if self.origin == PIXELS:
             return PIXELS
         if self.path is not None:
+            if self.origin.startswith(OPEN_CLIP):
+                check_architecture(architecture_and_path(self.origin)[0])
+            elif is_backbone(self.origin):
+                check_weights(self.origin.partition("=")[0], self.path)
             return hash_files(checkpoint.model_path(self.path), _split(self.origin)[0])
         if is_backbone(self.origin):
             model = self._backbone()
@@ -73,12 +97,13 @@ class NamedModel:
         return hashlib.blake2b(commit.encode(), digest_size=16).hexdigest()
 
     def training_seconds(self) -> float | None:
-        """Training time in the run's `summary.json`."""
-        summary = self.run / "summary.json" if self.run else None
-        if summary is None or not summary.is_file():
+        """Training time in the run's `summary.json`; None where there is none, or it is torn."""
+        if self.run is None:
             return None
-        seconds = json.loads(summary.read_text()).get("seconds")
-        return None if seconds is None else float(seconds)
+        try:
+            return float(json.loads((self.run / _SUMMARY).read_text())["seconds"])
+        except (OSError, ValueError, LookupError, TypeError):
+            return None
 
     def _backbone(self) -> BackboneModel:
         return load_backbone(self.origin.partition("=")[0], self.path)
@@ -126,16 +151,43 @@ def parse_model(word: str) -> NamedModel:
     if not what or (equals and not name and what != word):
         raise InputError(f"model {word!r} is not of the form {FORMS}")
     form, rest = _split(what)
-    name = name or Path(form.removesuffix("=").removeprefix(OPEN_CLIP) if "=" in form else rest).name
+    called = form.removesuffix("=").removeprefix(OPEN_CLIP) if "=" in form else rest
+    name = name or Path(os.path.abspath(called)).name  # of `.` too; a link keeps its own name
+    if not name or len(name) > _LONGEST_NAME:
+        raise InputError(
+            f"the name of model {_cut(word)!r} has {len(name)} characters; write NAME=WHAT, with a NAME of 1 "
+            f"to {_LONGEST_NAME}"
+        )
     if what == PIXELS or (is_backbone(what) and not form):
         return NamedModel(name, what)
     path = Path(rest)
     if path.exists():
-        inside = (path / "model" / "config.json").is_file()
-        return NamedModel(name, what, path, path if inside else path.parent)
-    if form or not is_hub_id(what):
-        raise InputError(f"model {name!r}: nothing is at {path}; give {FORMS}")
+        return NamedModel(name, what, path, _run_of(path))
+    if what.startswith(OPEN_CLIP):
+        architecture_and_path(what)
+    if form:
+        raise InputError(f"model {name!r}: no weights at {path}")
+    if not is_hub_id(what):
+        raise InputError(
+            f"model {name!r}: nothing is at {path}{_meant(what)}; give a path, {PIXELS}, or another form of "
+            "`mofi evaluate --help`"
+        )
     return NamedModel(name, what)
+
+
+def _run_of(path: Path) -> Path | None:
+    """The folder of the run that made the model at `path`, if there is any trace of one."""
+    path = path.resolve()
+    places = [path]
+    if path.name in ("model", "checkpoints"):
+        places.append(path.parent)
+    if path.parent.name == "checkpoints":
+        places.append(path.parent.parent)
+    return next((p for p in places if (p / _SUMMARY).is_file() or (p / _LOGS).is_dir()), None)
+
+
+def _cut(word: str) -> str:
+    return word if len(word) <= _LONGEST_NAME else f"{word[:40]}..."
 
 
 def _split(what: str) -> tuple[str, str]:
@@ -147,6 +199,13 @@ def _split(what: str) -> tuple[str, str]:
     return what[: len(what) - len(rest)], rest
 
 
+def _meant(what: str) -> str:
+    """A hint at the form that is spelt nearly as `what` begins."""
+    prefixes = [f"{name}/" for name in entry_points.load_all(LIBRARY)]
+    start, slash, _ = what.partition("/")
+    return near(start + slash, [PIXELS, MOFI_RELEASE, OPEN_CLIP, *prefixes])
+
+
 def _commit(hub_id: str) -> str:
     """The commit that a model of the hub is of, here or, if it can be reached, there."""
     import transformers
@@ -154,8 +213,8 @@ def _commit(hub_id: str) -> str:
     try:
         config = transformers.utils.cached_file(hub_id, "config.json")
     except Exception as error:  # transformers and the hub's client each raise kinds of their own
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(str(error).split()).partition(". ")[0][:200]
         raise InputError(
-            f"no model at {hub_id}: neither a folder nor on the Hugging Face hub ({reason}); give {FORMS}"
+            f"no model at {hub_id}{_meant(hub_id)}: neither a folder nor on the Hugging Face hub ({reason})"
         ) from error
     return Path(str(config)).parent.name

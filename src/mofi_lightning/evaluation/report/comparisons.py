@@ -31,6 +31,18 @@ def comparison_tables(comparisons: Sequence[Comparison]) -> str:
     return "".join(blocks)
 
 
+def with_best_only(comparisons: Sequence[Comparison]) -> bool:
+    """Whether pairs of models were left untested: those without the best one by a measure.
+
+    Args:
+        comparisons: on one data set.
+    """
+    of_measure: dict[str, set[frozenset[str]]] = {}
+    for pair in comparisons:
+        of_measure.setdefault(pair.measure, set()).add(frozenset((pair.better, pair.worse)))
+    return any(len(pairs) < math.comb(len(frozenset().union(*pairs)), 2) for pairs in of_measure.values())
+
+
 def _row(pair: Comparison) -> list[str]:
     low, high = pair.interval
     interval = "-" if math.isnan(low) else f"{low:.3f} to {high:.3f}"

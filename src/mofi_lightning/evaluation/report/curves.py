@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from html import escape
 from pathlib import Path
 
@@ -18,18 +19,37 @@ _POINTS = 120
 
 
 def read_curves(run: Path, columns: Sequence[str]) -> dict[str, Curve]:
-    """Curves of the `metrics.csv` files below the folder of a run, as (step, value), in order of steps.
+    """Curves of the `metrics.csv` files of a run, in its folder or in its `logs`, as (step, value), by step.
 
-    A resumed run leaves one file a start; the later file wins where both have a step.
+    A resumed run leaves one file a start; the later file wins where both have a step. Lines that are torn or
+    hold no numbers are left out.
     """
     points: dict[str, dict[float, float]] = {column: {} for column in columns}
-    for file in sorted(run.rglob("metrics.csv"), key=lambda file: file.stat().st_mtime):
-        with file.open(newline="") as stream:
-            for row in csv.DictReader(stream):
-                for column in columns:
-                    if row.get("step") and row.get(column):
-                        points[column][float(row["step"])] = float(row[column])
+    files = [*run.glob("metrics.csv"), *(run / "logs").rglob("metrics.csv")]
+    for file in sorted(files, key=lambda file: file.stat().st_mtime):
+        for row in _rows(file):
+            for column in columns:
+                step, value = _number(row.get("step")), _number(row.get(column))
+                if step is not None and value is not None:
+                    points[column][step] = value
     return {column: smoothed(sorted(values.items())) for column, values in points.items() if values}
+
+
+def _rows(file: Path) -> Iterator[dict[str, str]]:
+    text = file.read_text(errors="replace")
+    # a line without its end was torn, and so may be its last number
+    whole = text[: text.rfind("\n") + 1]
+    try:
+        yield from csv.DictReader(io.StringIO(whole, newline=""))
+    except csv.Error:
+        return
+
+
+def _number(text: str | None) -> float | None:
+    try:
+        return float(text) if text else None
+    except ValueError:
+        return None
 
 
 def smoothed(curve: Curve) -> Curve:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from mofi_lightning.evaluation.report import tables
-from mofi_lightning.evaluation.report.comparisons import comparison_tables
+from mofi_lightning.evaluation.report.comparisons import comparison_tables, with_best_only
 from mofi_lightning.evaluation.report.contents import CURVES, ModelReport
 from mofi_lightning.evaluation.report.curves import line_chart
 from mofi_lightning.evaluation.report.maps import maps
@@ -29,8 +29,10 @@ _RESULTS = (
 _PAIRS = (
     "The same queries under two models: the better one minus the other. The interval is a bootstrap over "
     "entities, p of a sign-flip permutation test over entities, corrected by Holm for the pairs of a "
-    "measure. A difference is bold where p is below 0.05."
+    "measure: of many tests of models that do not differ, some would be below 0.05 by chance. A difference "
+    "is bold where p is below 0.05."
 )
+_BEST_ONLY = " Of so many models only the pairs with the best one by the measure are tested."
 _NEIGHBOURS = (
     "The ten images nearest to each query, nearest first. &#10003; shows the same entity, &#10007; another "
     "one; below a model's name, how many of those there are to find it found."
@@ -95,9 +97,10 @@ def _data_set(number: int, name: str, models: Sequence[ModelReport], numbers: Ma
         tables.bars(models, columns, numbers) + tables.measures(models, columns) + tables.notes(models)
     )
     pairs = compare([result for model in models for result in model.results.values()])
+    about_pairs = _PAIRS + (_BEST_ONLY if with_best_only(pairs) else "")
     sections = [
         _section("Results", _RESULTS, numbers_of_models),
-        _section("Differences between models", _PAIRS, comparison_tables(pairs)),
+        _section("Differences between models", about_pairs, comparison_tables(pairs)),
         _section("Domains", "mAP of the queries of each domain.", tables.domains(models)),
         _section("Nearest neighbours", _NEIGHBOURS, neighbour_grids(models, thumbnails)),
         _section("Worst queries", _WORST, worst_queries(models, thumbnails)),

@@ -10,6 +10,8 @@ from mofi_lightning.evaluation.report.queries import NEIGHBOURS, Found
 from mofi_lightning.evaluation.report.tables import text
 from mofi_lightning.evaluation.report.thumbnails import Thumbnails
 
+_OPEN = 3  # queries whose neighbours are shown unasked
+
 
 def entity_name(data: EvaluationSet, row: int) -> str:
     """What an image shows, as HTML."""
@@ -17,7 +19,10 @@ def entity_name(data: EvaluationSet, row: int) -> str:
 
 
 def neighbour_grids(models: Sequence[ModelReport], thumbnails: Thumbnails) -> str:
-    """For each query, a row of its nearest images a model; empty where there is nothing to find."""
+    """For each query, a row of its nearest images a model; empty where there is nothing to find.
+
+    Queries beyond the third are folded away.
+    """
     data = models[0].data
     found = [{f.query: f for f in model.neighbours} for model in models]
     blocks = []
@@ -32,7 +37,10 @@ def neighbour_grids(models: Sequence[ModelReport], thumbnails: Thumbnails) -> st
             f'<div class="query"><figure>{_picture(data, query, thumbnails)}'
             f"<figcaption>{_clamped(data, query)}</figcaption></figure><div>{rows}</div></div>"
         )
-    return "".join(blocks)
+    first, more = "".join(blocks[:_OPEN]), "".join(blocks[_OPEN:])
+    queries = "query" if len(blocks) - _OPEN == 1 else "queries"
+    summary = f"<summary>{len(blocks) - _OPEN} more {queries}</summary>"
+    return f"{first}<details>{summary}{more}</details>" if more else first
 
 
 def worst_queries(models: Sequence[ModelReport], thumbnails: Thumbnails) -> str:

@@ -59,6 +59,7 @@ def row_name(name: str) -> str:
 def measures(models: Sequence[ModelReport], columns: Sequence[str]) -> str:
     """The table of measures, best in bold; below it, why something is missing in it.
 
+    What the training took stands apart, at the end.
     A measure that no model has is no column; the list below the table says why.
     """
     shown = [column for column in columns if any(column in model.values for model in models)]
@@ -68,9 +69,9 @@ def measures(models: Sequence[ModelReport], columns: Sequence[str]) -> str:
     for model in models:
         cells = [_value_or_reason(model, column, models, reasons) for column in shown]
         if timed and model.seconds is None:
-            cells.append(_missing("no training time was recorded", reasons))
+            cells.append(_missing("no training time was recorded", reasons, "cost"))
         elif timed:
-            cells.append(f"<td>{model.seconds:,.0f}</td>")
+            cells.append(f'<td class="cost">{model.seconds:,.0f}</td>')
         rows.append([row_name(model.name), *cells])
     head = ["model", *map(title_of, shown), *(["training, s"] if timed else [])]
     return table(head, rows) + _numbered(reasons) + _nowhere(models, [c for c in columns if c not in shown])
@@ -200,9 +201,10 @@ def _value_or_reason(
     return f"<td{attributes}>{value:.3f}{spread}</td>"
 
 
-def _missing(reason: str, reasons: dict[str, int]) -> str:
+def _missing(reason: str, reasons: dict[str, int], style: str = "") -> str:
     number = reasons.setdefault(reason, len(reasons) + 1)
-    return f'<td title="{text(reason, 300)}">-<sup>{number}</sup></td>'
+    attributes = f' class="{style}"' if style else ""
+    return f'<td{attributes} title="{text(reason, 300)}">-<sup>{number}</sup></td>'
 
 
 def _numbered(reasons: Mapping[str, int]) -> str:

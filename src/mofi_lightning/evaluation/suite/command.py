@@ -70,6 +70,19 @@ def evaluate(
         raise InputError(f"{len(run.failures)} of the evaluations failed; the lines above say why")
 
 
+def table(output: Path) -> None:
+    """Show the results of an evaluation as tables, and write table.md and table.csv beside them.
+
+    Args:
+        output: folder of the results, as given to `mofi evaluate --output`.
+    """
+    from mofi_lightning.evaluation.suite.results import read_results
+    from mofi_lightning.evaluation.suite.table import MARKDOWN, write_tables
+
+    write_tables(output, read_results(output))
+    print((output / MARKDOWN).read_text(), end="")
+
+
 def _read_counts(curation: Sequence[Path]) -> dict[str, Any]:
     """The counts of data sets by the name of their folder, or all of its path where two are called alike."""
     files = [(path / "curation.json" if path.is_dir() else path).resolve() for path in curation]

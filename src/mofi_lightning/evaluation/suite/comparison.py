@@ -10,6 +10,8 @@ from itertools import combinations
 from mofi_lightning.evaluation.measures.confidence import Interval, holm, paired_test
 from mofi_lightning.evaluation.suite.results import Result
 
+# with more classes the least p that can be is below 0.01
+_FEW_CLUSTERS = 7
 # with more models each is compared with the best one only
 _ALL_PAIRS = 6
 
@@ -25,10 +27,11 @@ class Comparison:
         better: the model with the higher mean over the queries that both define.
         worse: the other one.
         difference: of these means, 0 or more.
-        interval: 95 % bootstrap interval of the difference, over clusters; NaN with one cluster.
+        interval: 95 % interval of the difference, over clusters; NaN with one cluster.
         p_value: of the sign-flip permutation test over clusters, corrected by Holm for all pairs of this
             measure and data set; NaN with one cluster.
         queries: number of queries that both define.
+        clusters: number of clusters (classes) they are of.
     """
 
     dataset: str
@@ -40,6 +43,7 @@ class Comparison:
     interval: Interval
     p_value: float
     queries: int
+    clusters: int
 
 
 def compare(results: Sequence[Result]) -> list[Comparison]:
@@ -84,8 +88,8 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
     if not comparisons:
         return ""
     lines = [
-        ["data set", "measure", "better", "worse", "difference", "95 % interval", "p", "queries"],
-        ["---", "---", "---", "---", "---:", "---:", "---:", "---:"],
+        ["data set", "measure", "better", "worse", "difference", "95 % interval", "p", "queries", "classes"],
+        ["---", "---", "---", "---", "---:", "---:", "---:", "---:", "---:"],
     ]
     for found in comparisons:
         interval = (
@@ -103,14 +107,23 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
                 interval,
                 _p_text(found.p_value),
                 f"{found.queries:,}",
+                f"{found.clusters:,}",
             ]
         )
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return (
-        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes, "
-        "p of a sign-flip permutation test over classes, corrected by Holm for the pairs of a measure and "
-        "data set.\n"
+        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes (Student's t "
+        "with fewer than 30), p of a sign-flip permutation test over classes, corrected by Holm for the pairs "
+        f"of a measure and data set.{_least_p(comparisons)}\n"
     )
+
+
+def _least_p(comparisons: Sequence[Comparison]) -> str:
+    """That few classes cannot have a small p, whatever the interval; empty if all have many."""
+    few = sorted({found.clusters for found in comparisons if 2 <= found.clusters <= _FEW_CLUSTERS})
+    least = "".join(f" With {number} classes p is {2.0 ** (1 - number):.3f} or more." for number in few)
+    single = any(found.clusters == 1 for found in comparisons)
+    return least + (" One class says nothing about others: it has no interval and no p." if single else "")
 
 
 def _compare(dataset: str, task: str, measure: str, group: Sequence[Result]) -> list[Comparison]:
@@ -131,7 +144,16 @@ def _compare(dataset: str, task: str, measure: str, group: Sequence[Result]) -> 
     corrected = holm([test.p_value for _, _, test in tests])
     return [
         Comparison(
-            dataset, task, measure, first.model, second.model, test.difference, test.interval, p, test.queries
+            dataset,
+            task,
+            measure,
+            first.model,
+            second.model,
+            test.difference,
+            test.interval,
+            p,
+            test.queries,
+            test.clusters,
         )
         for (first, second, test), p in zip(tests, corrected, strict=True)
     ]

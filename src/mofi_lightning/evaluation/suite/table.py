@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown, uncomparable
-from mofi_lightning.evaluation.suite.results import Result, read_results
+from mofi_lightning.evaluation.suite.results import Result
 
 MARKDOWN = "table.md"
 
@@ -77,16 +77,6 @@ class ResultTable:
         for dataset, model, row in self.rows:
             writer.writerow([dataset, model, *("" if row.get(c) is None else row[c] for c in self.columns)])
         return file.getvalue()
-
-
-def table(output: Path) -> None:
-    """Show the results of an evaluation as tables, and write table.md and table.csv beside them.
-
-    Args:
-        output: folder of the results, as given to `mofi evaluate --output`.
-    """
-    write_tables(output, read_results(output))
-    print((output / MARKDOWN).read_text(), end="")
 
 
 def write_tables(output: Path, results: Sequence[Result]) -> None:

@@ -99,20 +99,32 @@ class ShardedEmbedder(Embedder):
     def embed_images(self, images: Sequence[bytes]) -> EmbeddedImages:
         """Embed `images`; equal on all ranks.
 
+        A file that cannot be read counts as an image that cannot be decoded.
+
         Raises:
-            InputError: none can be decoded.
+            InputError: none can be decoded, or the preprocessing fails; on all ranks alike, after the passes.
         """
         preprocess, count = self._trained.preprocess, len(images)
         blank = preprocess(torch.zeros(3, 8, 8, dtype=torch.uint8))
         faults: dict[int, str] = {}
+        errors: dict[int, str] = {}
 
         def prepare(row: int) -> Tensor:
+            # an error that one rank raised here would leave the others waiting in the forward pass
             try:
-                return preprocess(decode(images[row]))
+                data = images[row]
+            except Exception as error:
+                faults[row] = f"file that cannot be read: {error}"
+                return blank
+            try:
+                image = preprocess(decode(data))
+                if image.shape != blank.shape:
+                    raise ValueError(f"it gave {[*image.shape]} for {[*blank.shape]}")
+                return image
             except UndecodableImage as error:
                 faults[row] = str(error)
-            except OSError as error:
-                faults[row] = f"file that cannot be read: {error}"
+            except Exception as error:
+                errors[row] = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
             return blank
 
         chunks = _chunks(count, self.batch_size)
@@ -127,7 +139,10 @@ class ShardedEmbedder(Embedder):
                 parts.append(
                     self._trained.encode_image_and_features(torch.stack(prepared).to(self._trained.device))
                 )
-        failed = _merged(faults)
+        failed, broken = _merged(faults), _merged(errors)
+        if broken:
+            row, why = next(iter(broken.items()))
+            raise InputError(f"preprocessing image {row} failed: {why}")
         if len(failed) == count:
             kinds = ", ".join(fault_kinds(failed.values()))
             raise InputError(f"none of {count} images could be embedded: {kinds}")
