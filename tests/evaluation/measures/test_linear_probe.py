@@ -77,18 +77,18 @@ def test_penalty_that_rules_still_tells_the_classes_apart(penalty):
     assert np.array_equal(right, peer.predict(centred) == np.arange(90) % 3) and right.any()
 
 
-def many_classes() -> tuple[Tensor, Tensor]:
+def many_classes(classes: int = 150, width: int = 16) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    labels = torch.randint(150, (450,), generator=generator)
-    centres = torch.randn(150, 16, generator=generator)
-    features = centres[labels] + torch.randn(450, 16, generator=generator)
+    labels = torch.randint(classes, (3 * classes,), generator=generator)
+    centres = torch.randn(classes, width, generator=generator)
+    features = centres[labels] + torch.randn(3 * classes, width, generator=generator)
     return 30 * torch.nn.functional.normalize(features), labels
 
 
 @pytest.mark.parametrize("penalty", (1e-2, 1.0, 1e3, 1e5, 1e6))
 def test_many_classes_end_at_the_minimum_whatever_lambda(monkeypatch, penalty):
     features, labels = many_classes()
-    classes, targets = labels.unique(return_inverse=True)
+    targets = labels.unique(return_inverse=True)[1]
     loose = fit_linear_probe(features, labels, penalty=penalty)
     monkeypatch.setattr(linear_probe, "_TOLERANCE", 1e-9)
     tight = fit_linear_probe(features, labels, penalty=penalty, max_iterations=20_000)
@@ -100,13 +100,16 @@ def test_many_classes_end_at_the_minimum_whatever_lambda(monkeypatch, penalty):
 
 def test_trials_of_many_classes_tell_what_tight_fits_tell(monkeypatch):
     monkeypatch.setattr(linear_probe, "LAMBDAS", tuple(10.0 ** (step / 8) for step in range(17, 50)))
-    features, labels = many_classes()
+    features, labels = many_classes(300, 32)
     loose = fit_linear_probe(features, labels).trials
     monkeypatch.setattr(linear_probe, "_TOLERANCE_OF_SEARCH", 1e-5)
-    for penalty, trial in fit_linear_probe(features, labels).trials.items():
-        if penalty in loose:
-            assert loose[penalty].accuracy == pytest.approx(trial.accuracy, abs=0.021)
-            assert loose[penalty].cross_entropy == pytest.approx(trial.cross_entropy, rel=0.01)
+    tight = fit_linear_probe(features, labels).trials
+    both = loose.keys() & tight.keys()
+    assert len(both) >= 3
+    for penalty in both:
+        print(penalty, loose[penalty], tight[penalty])
+        assert loose[penalty].accuracy == pytest.approx(tight[penalty].accuracy, abs=0.01)
+        assert loose[penalty].cross_entropy == pytest.approx(tight[penalty].cross_entropy, rel=0.001)
 
 
 def test_bar_counts_the_trials_and_the_last_fit(monkeypatch):

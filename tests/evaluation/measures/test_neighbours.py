@@ -54,11 +54,11 @@ def test_copies_tie_where_rounding_puts_their_scores_on_both_sides_of_a_grid_lin
     # scores that differ in their last bits around a multiple of `TIE`, as sums in another order give them
     monkeypatch.setattr(neighbours, "SPARE", spare)
     line = round(0.5 / TIE) * TIE + TIE / 2
-    near = torch.tensor([[line - 2e-16, 0.9, line + 2e-16, line, 0.2, line + 3e-14]], dtype=torch.float64)
+    scores = [line - 2e-16, 0.9, line + 2e-16, line, 0.2, line + 3e-14] + [-0.5] * 54
+    near = torch.tensor([scores], dtype=torch.float64)
     monkeypatch.setattr(neighbours, "exact_pairs", lambda queries, index, query, row: near[0, row])
     monkeypatch.setattr(neighbours, "exact_scores", lambda queries, index: near.clone())
-    index = torch.tensor([[0.5, 0.75**0.5], [0.9, 0.19**0.5]] + [[0.5, 0.75**0.5]] * 4)
-    index[4] = torch.tensor([0.2, 0.96**0.5])
+    index = torch.stack([near[0], (1 - near[0] ** 2).sqrt()], dim=1).float()
     found = top_k(torch.tensor([[1.0, 0.0]]), index, 5)
     assert found.rows.tolist() == [[1, 5, 0, 2, 3]]
     assert found.scores[0, 2:].unique().tolist() == [float(near[0, 2])]

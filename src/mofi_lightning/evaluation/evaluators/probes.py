@@ -157,8 +157,8 @@ def _edge(probe: str, rows: _Rows, penalty: float, lambdas: tuple[float, ...]) -
     faint = too_faint(rows.features, len(rows.labels.unique()), min(lambdas))
     if faint is not None:
         return (
-            f"{probe}: features vary by {faint:.1g} only, so that no lambda tried lets them count; the model has "
-            "collapsed, or its features need a larger scale",
+            f"{probe}: features vary by {faint:.1g} only, so that no lambda tried lets them count; the "
+            "model has collapsed, or its features need a larger scale",
         )
     if penalty not in (min(lambdas), max(lambdas)):
         return ()

@@ -21,7 +21,7 @@ LEVEL = 0.95
 PERMUTATIONS = 9999
 # up to as many clusters all 2^12 sign flips are tried
 _EXACT = 12
-# with fewer clusters percentiles of a bootstrap are too narrow: of 95 %, 51 % with 2 clusters and 90 % with 10
+# with fewer clusters percentiles of a bootstrap are too narrow: "95 %" cover 51 % with 2 and 90 % with 10
 _FEW = 30
 # with more clusters that differ, none of which has more than this share of the variance, sums are normal
 _MANY = 1000
@@ -78,10 +78,10 @@ def bootstrap_interval(
 ) -> Interval:
     """Percentile bootstrap interval of the mean of `values` `[N]`, drawing whole clusters.
 
-    With fewer than 30 clusters, G, the ends are mean -+ t(G - 1) * error * sqrt(G / (G - 1)) with Student's t,
-    and may lie outside the range of the values. They are that too with more than 1,000 clusters of unlike sums,
-    none with over 1 % of the variance, where a bootstrap gives the same. Rows of NaN are left out. Both ends are NaN with fewer than two clusters, which say nothing about
-    others.
+    With fewer than 30 clusters, G, the ends are mean -+ t(G - 1) * error * sqrt(G / (G - 1)) with Student's
+    t, and may lie outside the range of the values. They are that too with more than 1,000 clusters of unlike
+    sums, none with over 1 % of the variance, where a bootstrap gives the same. Rows of NaN are left out. Both
+    ends are NaN with fewer than two clusters, which say nothing about others.
     """
     sums, sizes = _by_cluster(values, clusters)
     number = len(sums)

@@ -38,7 +38,7 @@ _STRIDE = 16
 _BLOCK = 2**21
 # a fit ends where the largest entry of the gradient of the objective's logarithm is this share of that at
 # weights of 0: entries shrink with the number of classes and with lambda, so that no fixed size serves all
-_TOLERANCE = 1e-5
+_TOLERANCE = 1e-4
 _TOLERANCE_OF_SEARCH = 0.03
 # what rounding leaves of a gradient that is 0
 _ROUNDING = 64 * torch.finfo(torch.float64).eps

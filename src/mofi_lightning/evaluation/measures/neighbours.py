@@ -78,21 +78,30 @@ def nearest_neighbours(embeddings: Tensor, queries: Sequence[int], k: int) -> Te
 
 def _search(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> Neighbours:
     searched = len(index) - (left_out is not None)
-    scores, rows = _candidates(queries, index, min(k + SPARE, searched), left_out)
+    # one by one, the pairs of a good part of the index cost more than all of them in one product
+    if 4 * (k + SPARE) >= searched:
+        return _search_exactly(queries, index, k, left_out)
+    scores, rows = _candidates(queries, index, k + SPARE, left_out)
     query = torch.arange(len(queries), device=index.device)[:, None].expand_as(rows)
     exact = exact_pairs(queries, index, query.flatten(), rows.flatten()).view_as(scores)
     result = _first(exact, rows, k)
-    if k + SPARE < searched:
-        # rows that were not taken may still tie with the last of the k
-        unsure = scores[:, -1] >= scores[:, k - 1] - window(index.shape[1])
-        for part in scoring.row_blocks(int(unsure.sum()), len(index)):
-            again = unsure.nonzero().flatten()[part]
-            everything = exact_scores(queries[again], index)
-            if left_out is not None:
-                everything.scatter_(1, left_out[again, None], -torch.inf)
-            every_row = torch.arange(len(index), device=index.device).expand_as(everything)
-            result.scores[again], result.rows[again] = _first(everything, every_row, k)
+    # rows that were not taken may still tie with the last of the k
+    again = (scores[:, -1] >= scores[:, k - 1] - window(index.shape[1])).nonzero().flatten()
+    if len(again):
+        found = _search_exactly(queries[again], index, k, None if left_out is None else left_out[again])
+        result.scores[again], result.rows[again] = found
     return result
+
+
+def _search_exactly(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> Neighbours:
+    found = []
+    every_row = torch.arange(len(index), device=index.device)
+    for part in scoring.row_blocks(len(queries), len(index)):
+        scores = exact_scores(queries[part], index)
+        if left_out is not None:
+            scores.scatter_(1, left_out[part, None], -torch.inf)
+        found.append(_first(scores, every_row.expand_as(scores), k))
+    return Neighbours(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
 def _candidates(queries: Tensor, index: Tensor, k: int, left_out: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -112,9 +112,9 @@ def comparison_markdown(comparisons: Sequence[Comparison]) -> str:
         )
     table = "\n".join("| " + " | ".join(cell.replace("|", "\\|") for cell in line) + " |" for line in lines)
     return (
-        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes (Student's t "
-        "with fewer than 30), p of a sign-flip permutation test over classes, corrected by Holm for the pairs "
-        f"of a measure and data set.{_least_p(comparisons)}\n"
+        f"{table}\n\nThe same queries under two models; the interval is a bootstrap over classes "
+        "(Student's t with fewer than 30), p of a sign-flip permutation test over classes, corrected by Holm "
+        f"for the pairs of a measure and data set.{_least_p(comparisons)}\n"
     )
 
 
