@@ -51,7 +51,7 @@ class Result:
         measures: of `metrics`, those that tables show, the primary one first.
         metrics: all numbers by name; None for one that is not defined.
         errors: standard error over clusters, of the metrics that are means of scores.
-        intervals: 95 % bootstrap intervals over clusters, of the same.
+        intervals: 95 % intervals over clusters of the same (`bootstrap_interval`), those of shares within 0..1.
         notes: what a reader of the numbers must know.
         skipped: why nothing was measured.
         pretrained: where the model came from.
@@ -87,7 +87,11 @@ def summarise(measurement: Measurement) -> dict[str, Any]:
         error = mean_and_error(scores.values, scores.clusters)[1]
         if math.isfinite(error):
             errors[name] = error
-            intervals[name] = tuple(bootstrap_interval(scores.values, scores.clusters))
+            low, high = bootstrap_interval(scores.values, scores.clusters)
+            known = scores.values[~scores.values.isnan()]
+            if known.min() >= 0 and known.max() <= 1:
+                low, high = max(low, 0.0), min(high, 1.0)
+            intervals[name] = (low, high)
     metrics = {k: v if math.isfinite(v) else None for k, v in measurement.metrics().items()}
     return {
         "metrics": metrics,
