@@ -51,7 +51,7 @@ class Result:
         measures: of `metrics`, those that tables show, the primary one first.
         metrics: all numbers by name; None for one that is not defined.
         errors: standard error over clusters, of the metrics that are means of scores.
-        intervals: 95 % intervals over clusters of the same (`bootstrap_interval`), those of shares within 0..1.
+        intervals: 95 % intervals over clusters (`bootstrap_interval`) of the same; of shares, within 0..1.
         notes: what a reader of the numbers must know.
         skipped: why nothing was measured.
         pretrained: where the model came from.
