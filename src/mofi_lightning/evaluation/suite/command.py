@@ -45,7 +45,7 @@ def evaluate(
     from mofi_lightning.evaluation.suite.results import read_results
     from mofi_lightning.evaluation.suite.running import SuiteRun
     from mofi_lightning.evaluation.suite.suite import load_suites
-    from mofi_lightning.evaluation.suite.table import MARKDOWN, write_tables
+    from mofi_lightning.evaluation.suite.table import write_tables
 
     named = parse_models(model)
     funnels = _read_counts(curation)
@@ -59,10 +59,9 @@ def evaluate(
             print(f"{evaluated.model.name} on {evaluated.dataset}: images left out: {kinds}")
     if not reports:
         raise InputError("nothing could be measured; the lines above say why")
-    write_tables(output, [result for report in reports for result in report.results.values()])
+    shown = write_tables(output, [result for report in reports for result in report.results.values()])
     write_report(output / "report.html", reports, funnels)
-    print((output / MARKDOWN).read_text(), end="")
-    print(f"\n{output / 'report.html'} compares them")
+    print(f"{shown}\n{output / 'report.html'} compares them")
     others = sorted({result.model for result in read_results(output)} - {m.name for m in named})
     if others:
         print(f"{output} also holds results of {', '.join(others)}; `mofi evaluate table {output}` shows all")
@@ -77,10 +76,9 @@ def table(output: Path) -> None:
         output: folder of the results, as given to `mofi evaluate --output`.
     """
     from mofi_lightning.evaluation.suite.results import read_results
-    from mofi_lightning.evaluation.suite.table import MARKDOWN, write_tables
+    from mofi_lightning.evaluation.suite.table import write_tables
 
-    write_tables(output, read_results(output))
-    print((output / MARKDOWN).read_text(), end="")
+    print(write_tables(output, read_results(output)), end="")
 
 
 def _read_counts(curation: Sequence[Path]) -> dict[str, Any]:

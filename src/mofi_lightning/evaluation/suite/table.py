@@ -12,7 +12,6 @@ from pathlib import Path
 from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown, uncomparable
 from mofi_lightning.evaluation.suite.results import Result
 
-MARKDOWN = "table.md"
 
 # data set of the rows of means; no data set can be called so: it would end up in a file of another name
 MEAN = "mean of the data sets"
@@ -79,15 +78,20 @@ class ResultTable:
         return file.getvalue()
 
 
-def write_tables(output: Path, results: Sequence[Result]) -> None:
-    """Write table.csv, and table.md with the differences between models and the notes of the results."""
+def write_tables(output: Path, results: Sequence[Result]) -> str:
+    """Write table.csv, and table.md with the differences between models and the notes of the results.
+
+    Returns:
+        What a terminal shows: the table and the notes. With many models the differences fill pages.
+    """
     rows = ResultTable.of(results)
-    apart = "".join(f"- {line}\n" for line in uncomparable(results))
-    parts = [rows.markdown(), comparison_markdown(compare(results)), _notes(results) + apart]
-    for name, text in ((MARKDOWN, "\n".join(filter(None, parts))), ("table.csv", rows.csv())):
+    notes = _notes(results) + "".join(f"- {line}\n" for line in uncomparable(results))
+    parts = [rows.markdown(), comparison_markdown(compare(results)), notes]
+    for name, text in (("table.md", "\n".join(filter(None, parts))), ("table.csv", rows.csv())):
         partial = output / f".{name}.{os.getpid()}.partial"
         partial.write_text(text)
         partial.replace(output / name)
+    return "\n".join(filter(None, [rows.markdown(), notes]))
 
 
 def _notes(results: Sequence[Result]) -> str:
