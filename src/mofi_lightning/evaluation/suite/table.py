@@ -12,7 +12,6 @@ from pathlib import Path
 from mofi_lightning.evaluation.suite.comparison import compare, comparison_markdown, uncomparable
 from mofi_lightning.evaluation.suite.results import Result
 
-
 # data set of the rows of means; no data set can be called so: it would end up in a file of another name
 MEAN = "mean of the data sets"
 
