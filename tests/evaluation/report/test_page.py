@@ -103,6 +103,11 @@ def _report(data, embedded, name="a", dataset="set", map=0.25, **changed) -> Mod
     )
 
 
+def _noted(report: ModelReport, name: str, *notes: str) -> ModelReport:
+    results = {task: replace(result, notes=notes) for task, result in report.results.items()}
+    return replace(report, name=name, results=results)
+
+
 @pytest.fixture(scope="module")
 def report(data, embedded) -> ModelReport:
     return _report(data, embedded)
@@ -113,7 +118,7 @@ def test_report_is_one_balanced_file_without_external_resources_and_each_image_i
 ):
     curation = {"curated": {"steps": [{"step": "linked", "labels": 1234, "precision": 0.7}]}}
     file = tmp_path / "report.html"
-    write_report(file, [report, replace(report, name="b", failures={"a kind of fault": 2})], curation)
+    write_report(file, [report, _noted(report, "b", "2 images left out: a kind")], curation)
     page = _Page(file)
     assert not re.search(r"https?://|<script|<link|url\(|@import|<img", page.text)
     images = page.all("image")
@@ -122,7 +127,7 @@ def test_report_is_one_balanced_file_without_external_resources_and_each_image_i
     assert all(image["href"].startswith("data:image/webp;base64,") for image in images)
     assert {use["href"] for use in page.all("use")} == {f"#{image['id']}" for image in images}
     assert "1,234" in page.text
-    assert "2 images left out: a kind of fault (b)" in page.text
+    assert "2 images left out: a kind (b)" in page.text
     assert [path.name for path in tmp_path.iterdir()] == ["report.html"]
 
 
@@ -157,7 +162,7 @@ def test_all_names_are_escaped_and_show_what_would_be_hidden(tmp_path, data, emb
         "retrieval": _result(EVIL, EVIL, {"map": 0.5, EVIL: 0.5, f"map/{EVIL}": 0.5}, notes=(EVIL,)),
         "zero": _result(EVIL, EVIL, {"acc1": None}, skipped=EVIL),
     }
-    report = replace(report, results=results, failures={EVIL: 1})
+    report = replace(report, results=results)
     other = replace(report, dataset="other", curves={"val/map": [(0.0, 1.0), (1.0, 2.0)]})
     write_report(tmp_path / "r.html", [report, other], {EVIL: {"steps": [{EVIL: EVIL}]}})
     text = _Page(tmp_path / "r.html").text
@@ -289,13 +294,15 @@ def test_images_that_could_not_be_read_are_shown_nowhere(tmp_path, data):
     images = [b"broken" if row % 5 == 0 else image for row, image in enumerate(data.images)]
     broken = replace(data, images=images)
     embedded = embed_images(RawPixels(), images)
-    report = _report(broken, embedded)
+    report = _noted(_report(broken, embedded), "a", *embedded.left_out(broken.keys))
     write_report(tmp_path / "r.html", [report], {})
     page = _Page(tmp_path / "r.html")
     assert sorted(int(image["id"].removeprefix("t0-")) for image in page.all("image")) == [
         row for row in range(len(images)) if row % 5
     ]
-    assert f"{len(embedded.failed)} images left out: no JPEG, PNG, GIF or WebP image" in page.text
+    first = ", ".join(broken.keys[row] for row in range(0, 25, 5))
+    count = len(embedded.failed)
+    assert f"{count} images left out: no JPEG, PNG, GIF or WebP image ({first}, ...)" in page.text
 
 
 def test_three_images_without_a_measure_make_a_page(tmp_path, data):

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 from mofi_lightning.cli import main
 from mofi_lightning.encoders.dual_encoder import DualEncoder, DualEncoderConfig
-from mofi_lightning.evaluation.datasets import PairsFile
+from mofi_lightning.evaluation.datasets import ClassFolders, PairsFile
 from mofi_lightning.evaluation.evaluators import KNN, Retrieval
 from mofi_lightning.evaluation.models.words import parse_models
 from mofi_lightning.evaluation.suite.results import read_result, read_results, result_file
@@ -55,6 +55,19 @@ def test_a_model_with_embeddings_that_are_not_finite_is_named_and_the_others_go_
     assert "mofi: broken on emoji_slice/test: " in error
     assert "embeddings of broken are not finite" in error
     assert "1 of the evaluations failed; the lines above say why" in error
+
+
+def test_images_that_cannot_be_decoded_are_named(tmp_path, emoji_slice):
+    data = PairsFile(emoji_slice / "test.parquet").open()
+    for row, image in enumerate(data.images[:6]):
+        file = tmp_path / "set" / "ab"[row % 2] / f"{row}.png"
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(image if row != 3 else b"no image")
+    suite = Suite({"set": Task(ClassFolders(tmp_path / "set"), [Retrieval()])})
+    (found,) = SuiteRun(parse_models(["pixels"]), suite, tmp_path / "out")
+    notes = found.results["retrieval"].notes
+    assert "1 images left out: no JPEG, PNG, GIF or WebP image (b/3.png)" in notes
+    assert found.results["retrieval"].metrics["queries"] == 5
 
 
 def test_a_damaged_result_is_made_anew_with_the_same_numbers(tmp_path, emoji_slice, caplog):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from mofi_lightning.encoders.decoding import UndecodableImage, decode, fault_kinds
 from mofi_lightning.encoders.label_space import LabelSpace
+from mofi_lightning.evaluation.datasets.listing import listed
 from mofi_lightning.evaluation.embedding.progress import progress
 from mofi_lightning.types import InputError
 
@@ -90,6 +91,14 @@ class EmbeddedImages:
     def failures(self) -> dict[str, int]:
         """Number of undecodable images by kind of fault, most frequent first."""
         return fault_kinds(self.failed.values())
+
+    def left_out(self, keys: Sequence[str]) -> tuple[str, ...]:
+        """A note a kind of fault, with the first of the images that have it."""
+        notes = []
+        for kind, count in self.failures().items():
+            rows = [row for row, why in sorted(self.failed.items()) if why.partition(":")[0] == kind]
+            notes.append(f"{count:,} images left out: {kind} ({listed(keys[row] for row in rows)})")
+        return tuple(notes)
 
 
 class EmbeddedBatch(NamedTuple):

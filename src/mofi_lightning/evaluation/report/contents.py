@@ -33,7 +33,6 @@ class ModelReport:
         neighbours: what it finds for queries that are the same for every model.
         worst: what it finds for the queries it finds hardest, with their average precision.
         projection: its embeddings on a plane.
-        failures: number of images left out, by kind of fault.
     """
 
     name: str
@@ -45,7 +44,6 @@ class ModelReport:
     neighbours: list[Found] = field(default_factory=list)
     worst: list[tuple[float, Found]] = field(default_factory=list)
     projection: Projection = field(default_factory=lambda: Projection({}, "no embeddings"))
-    failures: dict[str, int] = field(default_factory=dict)
 
     @property
     def measures(self) -> list[str]:
@@ -93,5 +91,4 @@ class ModelReport:
             neighbours=search(embeddings, data, usable, choose_queries(data, usable)),
             worst=[(worst[found.query], found) for found in search(embeddings, data, usable, list(worst))],
             projection=project(embeddings, drawn_rows(data, usable)),
-            failures=embedded.failures(),
         )

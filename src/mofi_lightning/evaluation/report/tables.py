@@ -167,9 +167,8 @@ def notes(models: Sequence[ModelReport]) -> str:
     """What a reader of the numbers must know, each note once with the models it is about."""
     about: dict[str, list[str]] = {}
     for model in models:
-        left_out = [f"{n:,} images left out: {kind}" for kind, n in model.failures.items()]
         of_results = [note for result in model.results.values() for note in result.notes]
-        for note in dict.fromkeys([*model.data.notes, *left_out, *of_results]):
+        for note in dict.fromkeys([*model.data.notes, *of_results]):
             about.setdefault(note, []).append(model.name)
     lines = []
     for note, names in about.items():

@@ -49,14 +49,8 @@ def evaluate(
 
     named = parse_models(model)
     funnels = _read_counts(curation)
-    reports: list[ModelReport] = []
     run = SuiteRun(named, load_suites(suite, data), output, workers, skip_missing)
-    for evaluated in run:
-        reports.append(ModelReport.of(evaluated))
-        failures = evaluated.embedded.failures()
-        if failures:
-            kinds = ", ".join(f"{count} x {kind}" for kind, count in failures.items())
-            print(f"{evaluated.model.name} on {evaluated.dataset}: images left out: {kinds}")
+    reports = [ModelReport.of(evaluated) for evaluated in run]
     if not reports:
         raise InputError("nothing could be measured; the lines above say why")
     shown = write_tables(output, [result for report in reports for result in report.results.values()])

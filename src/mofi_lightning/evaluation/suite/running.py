@@ -155,8 +155,9 @@ def _result(
             if (known.settings_hash, known.model, known.dataset) == (settings_hash, model.name, dataset):
                 return known
     measurement = evaluator(embedder, data)
-    measurement = replace(measurement, notes=(*data.notes, *measurement.notes))
-    failures = embedder.images(data).failures()
+    embedded = embedder.images(data)
+    notes = (*data.notes, *embedded.left_out(data.keys), *measurement.notes)
+    measurement = replace(measurement, notes=notes)
     result = Result(
         model=model.name,
         dataset=dataset,
@@ -164,7 +165,7 @@ def _result(
         measures=evaluator.measures,
         **summarise(measurement),
         pretrained=model.origin,
-        counts={"images": len(data.keys), "classes": len(data.classes), **failures},
+        counts={"images": len(data.keys), "classes": len(data.classes), **embedded.failures()},
         settings=settings,
         settings_hash=settings_hash,
         versions=installed(MEASURING),
