@@ -181,6 +181,7 @@ class _Problem:
         self, penalty: float, max_iterations: int, tolerance: float, start: Tensor | None
     ) -> _Minimum:
         from scipy.optimize import minimize
+        from threadpoolctl import threadpool_limits
 
         rows = len(self.targets)
         # a softmax over C equal classes has curvature (1 - 1 / C) / C in every direction of the features
@@ -205,19 +206,21 @@ class _Problem:
         if start is None:
             # a step along the gradient is the minimum where the penalty rules
             start = origin - slope * scale.square() / rows
-        found = minimize(
-            objective,
-            (start / scale).flatten().cpu().numpy(),
-            jac=True,
-            method="L-BFGS-B",
-            options={
-                "maxiter": max_iterations,
-                "maxfun": 10 * max_iterations,
-                "maxls": 50,
-                "gtol": max(tolerance * steepest, _ROUNDING),
-                "ftol": _ROUNDING,
-            },
-        )
+        # threads of NumPy's BLAS, which has nothing to do here, would wait in the way of torch's
+        with threadpool_limits(1, "blas"):
+            found = minimize(
+                objective,
+                (start / scale).flatten().cpu().numpy(),
+                jac=True,
+                method="L-BFGS-B",
+                options={
+                    "maxiter": max_iterations,
+                    "maxfun": 10 * max_iterations,
+                    "maxls": 50,
+                    "gtol": max(tolerance * steepest, _ROUNDING),
+                    "ftol": _ROUNDING,
+                },
+            )
         parameters = torch.from_numpy(found.x).view(shape).to(scale.device) * scale
         return _Minimum(penalty, parameters, int(found.nit), bool(found.success))
 
