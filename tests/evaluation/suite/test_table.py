@@ -44,6 +44,11 @@ def test_markdown_is_aligned_and_names_cannot_break_it():
 
 def test_csv_has_the_numbers_in_full():
     value = 0.1234567890123456789
-    text = ResultTable.of([_result("a,b", "x", map=value, acc1=None)]).csv()
+    text = ResultTable.of([_result("a,b", "x", map=value, acc1=None), _result("c", "x", acc1=0.5)]).csv()
     rows = list(csv.reader(io.StringIO(text)))
-    assert rows == [["dataset", "model", "map", "acc1"], ["x", "a,b", repr(value), ""]]
+    assert rows == [["dataset", "model", "map", "acc1"], ["x", "a,b", repr(value), ""], ["x", "c", "", "0.5"]]
+
+
+def test_a_measure_that_no_model_has_has_no_column():
+    results = [_result("a", "x", map=0.5, hp=None), _result("b", "x", map=0.25, hp=None)]
+    assert ResultTable.of(results).columns == ["map"]

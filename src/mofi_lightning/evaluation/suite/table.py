@@ -35,9 +35,13 @@ class ResultTable:
         """Rows in the order in which data sets and models first occur, then the means over the data sets.
 
         The mean of a measure is over the data sets for which any model has it; a model that lacks one of them
-        has no mean.
+        has no mean. A measure that no model has on any of them has no column.
         """
-        columns = list(dict.fromkeys(name for result in results for name in result.measures))
+        columns = [
+            name
+            for name in dict.fromkeys(name for result in results for name in result.measures)
+            if any(result.metrics.get(name) is not None for result in results)
+        ]
         cells: dict[tuple[str, str], _Row] = {}
         for result in results:
             row = cells.setdefault((result.dataset, result.model), {})
