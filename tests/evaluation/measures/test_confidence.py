@@ -81,6 +81,19 @@ def test_hundred_thousand_queries_take_less_than_a_second_of_processor():
     assert time.process_time() - start < 2
 
 
+def test_error_of_unequal_clusters_equals_a_naive_sum():
+    generator = torch.Generator().manual_seed(3)
+    values = torch.rand(60, generator=generator, dtype=torch.float64)
+    clusters = (torch.rand(60, generator=generator) ** 2 * 12).long()
+    mean = sum(values.tolist()) / 60
+    squares = 0.0
+    for cluster in set(clusters.tolist()):
+        of = [v for v, c in zip(values.tolist(), clusters.tolist(), strict=True) if c == cluster]
+        squares += sum(v - mean for v in of) ** 2
+    assert len(set(torch.bincount(clusters).tolist())) > 3
+    assert mean_and_error(values, clusters) == pytest.approx((mean, math.sqrt(squares) / 60), abs=1e-12)
+
+
 def test_copies_of_a_row_within_its_cluster_change_nothing():
     values, clusters = _hits(50, 2), torch.arange(50)
     once = bootstrap_interval(values, clusters)
