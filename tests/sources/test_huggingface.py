@@ -181,7 +181,7 @@ main(["pairs", "huggingface", "--path", "x", "--output", sys.argv[1]])
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "out"], capture_output=True, text=True)
     assert done.returncode == 2
     assert done.stderr == (
-        "mofi: error: the source huggingface needs the package datasets: "
+        "mofi: error: data sets of Hugging Face need the package datasets: "
         "pip install 'mofi-lightning[huggingface]'\n"
     )
 

@@ -48,7 +48,7 @@ class HuggingFaceSource(Source):
     ) -> None:
         self._path = path
         self._folder = os.path.abspath(path) if Path(path).exists() else None
-        with self._reading("be loaded"):
+        with reading(self._path, "be loaded"):
             self._counts, self._datasets = _load(path, name)
             columns = {split: _columns(dataset) for split, dataset in self._datasets.items()}
         if key is None and all(_is_key(found.get("key")) for found in columns.values()):
@@ -73,7 +73,7 @@ class HuggingFaceSource(Source):
 
     def pairs(self, split: str) -> Iterator[Pair]:
         """The rows of `split`, in their order."""
-        with self._reading(f"be read to the end of split {split!r}"):
+        with reading(self._path, f"be read to the end of split {split!r}"):
             rows = self._datasets[split].select_columns(list(dict.fromkeys(self._wanted.values())))
             for row, example in enumerate(rows):
                 where = f"row {row} of split {split!r} of {self._path}"
@@ -117,30 +117,40 @@ class HuggingFaceSource(Source):
         content: bytes = stored.field("bytes")[0].as_py()
         return content
 
-    @contextmanager
-    def _reading(self, what: str) -> Iterator[None]:
-        """Turns all that can go wrong in reading into one line; `datasets` itself says nothing."""
-        try:
-            import datasets
-        except ImportError as error:
-            raise InputError(
-                "the source huggingface needs the package datasets: pip install 'mofi-lightning[huggingface]'"
-            ) from error
-        verbosity = datasets.logging.get_verbosity()
-        bars = datasets.are_progress_bars_disabled()
-        datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-        datasets.disable_progress_bars()
-        try:
-            yield
-        except InputError:
-            raise
-        except Exception as error:  # of the file formats, of the network, of what is in the data set
-            reason = " ".join(f"{type(error).__name__}: {error}".split())
-            raise InputError(f"data set {self._path} cannot {what} ({reason})") from error
-        finally:
-            datasets.logging.set_verbosity(verbosity)
-            if not bars:
-                datasets.enable_progress_bars()
+
+@contextmanager
+def reading(path: str, what: str, way_out: str = "") -> Iterator[None]:
+    """Turns all that can go wrong in reading into one line; `datasets` itself says nothing.
+
+    Args:
+        path: of the data set.
+        what: cannot be done with it, for instance "be loaded".
+        way_out: how to go on.
+
+    Raises:
+        InputError: `datasets` is not installed, or raised what it may.
+    """
+    try:
+        import datasets
+    except ImportError as error:
+        raise InputError(
+            "data sets of Hugging Face need the package datasets: pip install 'mofi-lightning[huggingface]'"
+        ) from error
+    verbosity = datasets.logging.get_verbosity()
+    bars = datasets.are_progress_bars_disabled()
+    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
+    datasets.disable_progress_bars()
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:  # of the file formats, of the network, of what is in the data set
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise InputError(f"data set {path} cannot {what} ({reason}){way_out}") from error
+    finally:
+        datasets.logging.set_verbosity(verbosity)
+        if not bars:
+            datasets.enable_progress_bars()
 
 
 def _load(path: str, name: str | None) -> tuple[dict[str, int | None], dict[str, datasets.IterableDataset]]:

@@ -115,9 +115,8 @@ def _find(root: Path, image: Mapping[str, Any], path: Path) -> tuple[str, Path |
 
 
 def _sentences(image: Mapping[str, Any], path: Path) -> list[str]:
-    sentences = image.get("sentences")
     try:
-        texts = [sentence["raw"].strip() for sentence in sentences]  # type: ignore[union-attr]
+        texts = [sentence["raw"].strip() for sentence in image["sentences"]]
     except (TypeError, LookupError, AttributeError) as error:
         raise InputError(
             f"the sentences of {image['filename']!r} in {path} cannot be read; {_HOW}"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+from abc import abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 from mofi_lightning.evaluation.datasets.listing import listed
 from mofi_lightning.types import InputError
@@ -18,35 +19,51 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
-class ImageFiles(Sequence[bytes]):
-    """Image files, read when asked for."""
+_Place = TypeVar("_Place")
 
-    def __init__(self, paths: Sequence[Path]) -> None:
-        self.paths = list(paths)
+
+class LazyImages(Sequence[bytes], Generic[_Place]):
+    """Encoded images, each read from its place when asked for.
+
+    Args:
+        places: of the images, one each.
+    """
+
+    def __init__(self, places: Sequence[_Place]) -> None:
+        self.places = places
+
+    @abstractmethod
+    def read(self, place: _Place) -> bytes:
+        """The encoded image at a place.
+
+        Raises:
+            InputError: it cannot be read, or is gone since the set was opened.
+        """
 
     def __len__(self) -> int:
-        return len(self.paths)
+        return len(self.places)
 
     @overload
     def __getitem__(self, row: int) -> bytes: ...
     @overload
     def __getitem__(self, row: slice) -> list[bytes]: ...
     def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        """The bytes of an image.
-
-        Raises:
-            InputError: the file cannot be read, or is gone since the set was opened.
-        """
         if isinstance(row, slice):
-            return [_read(path) for path in self.paths[row]]
-        return _read(self.paths[row])
+            return [self.read(place) for place in self.places[row]]
+        return self.read(self.places[row])
 
 
-def _read(path: Path) -> bytes:
-    try:
-        return path.read_bytes()
-    except OSError as error:
-        raise InputError(f"image {path} cannot be read ({error.strerror}); mend it or take it out") from error
+class ImageFiles(LazyImages[Path]):
+    """Image files."""
+
+    def read(self, place: Path) -> bytes:
+        """See `LazyImages`."""
+        try:
+            return place.read_bytes()
+        except OSError as error:
+            raise InputError(
+                f"image {place} cannot be read ({error.strerror}); mend it or take it out"
+            ) from error
 
 
 @dataclass(frozen=True)

@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING
 
 from mofi_lightning.evaluation.base import EvaluationData
-from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
+from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet, LazyImages
 from mofi_lightning.evaluation.datasets.oddities import class_oddities
 from mofi_lightning.sources.base import well_formed
+from mofi_lightning.sources.huggingface import reading
 from mofi_lightning.types import InputError
 
 if TYPE_CHECKING:
     import datasets
 
+_WAY_OUT = "; give a folder, or a name on https://huggingface.co/datasets"
 # what `Dataset.save_to_disk` and `DatasetDict.save_to_disk` leave in a folder
 SAVED = ("state.json", "dataset_dict.json")
 
@@ -24,7 +25,7 @@ SAVED = ("state.json", "dataset_dict.json")
 class HuggingFace(EvaluationData):
     """Labelled images of a data set that the package `datasets` reads.
 
-    It comes with `pip install 'mofi-lightning[huggingface]'`.     Classes are called as the data set's
+    It comes with `pip install 'mofi-lightning[huggingface]'`. Classes are called as the data set's
     `ClassLabel` calls them, underscores read as spaces; labels that are strings are names, plain integers
     have none. Rows without a label (null, or -1) are left out, and a note counts them. Images are taken as
     they are stored. HF_TOKEN opens private data sets; those that need code of their own are refused.
@@ -115,7 +116,7 @@ class HuggingFace(EvaluationData):
         return [f"{split}/{row}" for row in kept], images, entities, names, notes if left_out else []
 
     def _rows(self, split: str) -> datasets.Dataset:
-        with _quiet(self.path):
+        with reading(self.path, "be read", _WAY_OUT):
             import datasets
 
             if any((Path(self.path) / file).is_file() for file in SAVED):
@@ -134,38 +135,28 @@ class HuggingFace(EvaluationData):
             return rows
 
 
-class _StoredImages(Sequence[bytes]):
-    """Images of some rows, as they are stored, read when asked for."""
+class _StoredImages(LazyImages[int]):
+    """Images of some rows, as they are stored."""
 
     def __init__(self, path: str, rows: datasets.Dataset, column: str, kept: Sequence[int]) -> None:
+        super().__init__(kept)
         self._path = path
         self._rows = rows
         self._column = column
-        self._kept = kept
 
-    def __len__(self) -> int:
-        return len(self._kept)
-
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return [self[number] for number in range(*row.indices(len(self)))]
-        number = self._kept[row]
-        value = self._rows[number][self._column]
+    def read(self, place: int) -> bytes:
+        value = self._rows[place][self._column]
         if isinstance(value, Mapping) and {"bytes", "path"} <= value.keys():
             content, file = value["bytes"], value["path"]
-            value = self._read(file, number) if content is None and file is not None else content
+            value = self._read_file(file, place) if content is None and file is not None else content
         if not isinstance(value, bytes | None):
             raise InputError(
-                f"row {number} of {self._path} has a {type(value).__name__} as {self._column!r}, no image; "
+                f"row {place} of {self._path} has a {type(value).__name__} as {self._column!r}, no image; "
                 "name another column with image_column"
             )
         return value or b""
 
-    def _read(self, file: str, row: int) -> bytes:
+    def _read_file(self, file: str, row: int) -> bytes:
         """A file of the data set: in its folder, or where `datasets` keeps what it downloads."""
         import datasets
 
@@ -183,31 +174,3 @@ class _StoredImages(Sequence[bytes]):
 
 def _entity(label: int | str) -> str:
     return f"{label:04d}" if isinstance(label, int) else well_formed(label)
-
-
-@contextmanager
-def _quiet(path: str) -> Iterator[None]:
-    """Turns all that can go wrong in `datasets` into one line; it says nothing itself."""
-    try:
-        import datasets
-    except ImportError as error:
-        raise InputError(
-            "data sets of Hugging Face need the package datasets: pip install 'mofi-lightning[huggingface]'"
-        ) from error
-    verbosity: Any = datasets.logging.get_verbosity()
-    bars = datasets.are_progress_bars_disabled()
-    datasets.logging.set_verbosity(datasets.logging.CRITICAL)
-    datasets.disable_progress_bars()
-    try:
-        yield
-    except InputError:
-        raise
-    except Exception as error:  # of the file formats, of the network, of what is in the data set
-        reason = " ".join(f"{type(error).__name__}: {error}".split())
-        raise InputError(
-            f"data set {path} cannot be read ({reason}); give a folder, or a name on https://huggingface.co/datasets"
-        ) from error
-    finally:
-        datasets.logging.set_verbosity(verbosity)
-        if not bars:
-            datasets.enable_progress_bars()

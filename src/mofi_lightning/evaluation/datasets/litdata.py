@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
 
 from mofi_lightning.data.shards import CorruptRow, ShardReader, open_dataset
 from mofi_lightning.data.storage import is_remote
 from mofi_lightning.data.texts import entity_text
 from mofi_lightning.evaluation.base import EvaluationData
-from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
+from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet, LazyImages
 from mofi_lightning.evaluation.datasets.oddities import class_oddities
 from mofi_lightning.types import InputError
 
@@ -95,24 +94,15 @@ class LitData(EvaluationData):
         )
 
 
-class _ShardImages(Sequence[bytes]):
-    """Images of some rows of a data set, read when asked for."""
+class _ShardImages(LazyImages[int]):
+    """Images of some rows of a data set."""
 
     def __init__(self, reader: ShardReader, rows: Sequence[int]) -> None:
+        super().__init__(rows)
         self._reader = reader
-        self._rows = rows
 
-    def __len__(self) -> int:
-        return len(self._rows)
-
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return [self._reader[number].image for number in self._rows[row]]
-        return self._reader[self._rows[row]].image
+    def read(self, place: int) -> bytes:
+        return self._reader[place].image
 
 
 def _name(path: str) -> str:

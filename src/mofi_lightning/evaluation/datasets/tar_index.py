@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, overload
+from typing import NamedTuple
 
-from mofi_lightning.sources.tars import WholeMember as WholeMember
+from mofi_lightning.evaluation.datasets.evaluation_set import LazyImages
+from mofi_lightning.sources.tars import WholeMember
 from mofi_lightning.types import InputError
 
 # what is larger is no image, but a damaged header
@@ -37,23 +38,12 @@ class TarredFile(NamedTuple):
         return content
 
 
-class TarredFiles(Sequence[bytes]):
-    """Files in tars, read when asked for; nothing is unpacked."""
+class TarredFiles(LazyImages[TarredFile]):
+    """Files in tars; nothing is unpacked."""
 
-    def __init__(self, files: Sequence[TarredFile]) -> None:
-        self.files = list(files)
-
-    def __len__(self) -> int:
-        return len(self.files)
-
-    @overload
-    def __getitem__(self, row: int) -> bytes: ...
-    @overload
-    def __getitem__(self, row: slice) -> list[bytes]: ...
-    def __getitem__(self, row: int | slice) -> bytes | list[bytes]:
-        if isinstance(row, slice):
-            return [file.read() for file in self.files[row]]
-        return self.files[row].read()
+    def read(self, place: TarredFile) -> bytes:
+        """See `LazyImages`."""
+        return place.read()
 
 
 def index_tar(tar: Path) -> Iterator[TarredFile]:

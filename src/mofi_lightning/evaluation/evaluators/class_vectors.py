@@ -97,3 +97,10 @@ def _oddities(data: EvaluationSet, texts: Iterable[str]) -> tuple[str, ...]:
 
 def _some(classes: Iterable[str], data: EvaluationSet) -> str:
     return f"{len(set(classes))} of {len(data.classes)} classes"
+
+
+def why_nothing_to_tell(data: EvaluationSet) -> str:
+    """Why classes cannot be told apart by their names; empty if they can."""
+    if not data.names:
+        return "the data has no names"
+    return "the data has one class only" if len(data.classes) < 2 else ""

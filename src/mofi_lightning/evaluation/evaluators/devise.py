@@ -10,7 +10,7 @@ from mofi_lightning.evaluation.base import Evaluator, Measurement, Scores
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.embedder import Embedder
 from mofi_lightning.evaluation.evaluators.candidate_labels import Protocol, candidate_scores, protocols
-from mofi_lightning.evaluation.evaluators.class_vectors import in_label_space, in_prompts
+from mofi_lightning.evaluation.evaluators.class_vectors import in_label_space, in_prompts, why_nothing_to_tell
 from mofi_lightning.evaluation.templates import template_list
 from mofi_lightning.types import InputError
 
@@ -47,10 +47,8 @@ class DeViSEZeroShot(Evaluator):
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
         """Measure; skipped without names, with one class, or without label space or text tower."""
         space = getattr(embedder.model, "label_space", None)
-        if not data.names:
-            return Measurement(skipped="the data has no names")
-        if len(data.classes) < 2:
-            return Measurement(skipped="the data has one class only")
+        if reason := why_nothing_to_tell(data):
+            return Measurement(skipped=reason)
         if space is None and not embedder.has_text:
             return Measurement(skipped="the model has neither label space nor text tower")
         images = embedder.labelled(data)

@@ -7,7 +7,12 @@ from collections.abc import Sequence
 from mofi_lightning.evaluation.base import Evaluator, Measurement
 from mofi_lightning.evaluation.datasets.evaluation_set import EvaluationSet
 from mofi_lightning.evaluation.embedding.embedder import Embedder
-from mofi_lightning.evaluation.evaluators.class_vectors import in_label_space, in_prompts, unknown_classes
+from mofi_lightning.evaluation.evaluators.class_vectors import (
+    in_label_space,
+    in_prompts,
+    unknown_classes,
+    why_nothing_to_tell,
+)
 from mofi_lightning.evaluation.measures.linear_classifier import class_recall
 from mofi_lightning.evaluation.measures.zero_shot import zero_shot_rank
 from mofi_lightning.evaluation.templates import template_list
@@ -37,10 +42,8 @@ class ZeroShot(Evaluator):
     def __call__(self, embedder: Embedder, data: EvaluationSet) -> Measurement:
         """Measure; skipped without names, with one class, or without text tower or label space."""
         space = getattr(embedder.model, "label_space", None)
-        if not data.names:
-            return Measurement(skipped="the data has no names")
-        if len(data.classes) < 2:
-            return Measurement(skipped="the data has one class only")
+        if reason := why_nothing_to_tell(data):
+            return Measurement(skipped=reason)
         images = embedder.labelled(data)
         if embedder.has_text:
             vectors = in_prompts(embedder, data, images.embeddings, self.templates)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from typing import Any
 
 import torch
@@ -67,9 +68,9 @@ class LabelledEmbeddings(EmbeddingStates):
             return torch.tensor(torch.nan, dtype=torch.float64, device=self.device)
         return self.measure(embeddings, labels)
 
+    @abstractmethod
     def measure(self, embeddings: Tensor, labels: Tensor) -> Tensor:
         """The measure of all rows, of at least one."""
-        raise NotImplementedError
 
 
 def settings_digest(*settings: object) -> Tensor:
