@@ -161,3 +161,19 @@ def test_a_data_set_that_stands_twice_in_a_file_is_named(tmp_path):
     file.write_text(f"tasks:\n  a: {task}\n  a: {task}\n")
     with pytest.raises(InputError, match="'a' is there twice"):
         load_suites([file], [])
+
+
+@pytest.mark.parametrize(
+    ("content", "found"),
+    [
+        ("", "holds none"),
+        ("[1]", "holds none"),
+        ("tsks: {}", "has tsks"),
+        ("tasks: 1\nmacro: 1", "has tasks, macro"),
+    ],
+)
+def test_a_file_without_tasks_or_with_more_says_what_it_has(tmp_path, content, found):
+    file = tmp_path / "suite.yaml"
+    file.write_text(content)
+    with pytest.raises(InputError, match=f"suite.yaml is no suite: its one key is `tasks`.*{found}"):
+        load_suites([file], [])

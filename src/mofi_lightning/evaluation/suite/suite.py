@@ -81,6 +81,16 @@ def _complete(name: str, task: Task) -> Task:
     return Task(task.data, task.evaluators or standard_evaluators())
 
 
+def _check_keys(top: yaml.Node | None) -> None:
+    keys = [key.value for key, _ in top.value] if isinstance(top, yaml.MappingNode) else []
+    if set(keys) != {"tasks"}:
+        found = f"has {', '.join(map(str, keys))}" if keys else "holds none"
+        raise ValueError(
+            f"its one key is `tasks`, with a data set and its evaluators by name; the file {found}"
+        )
+    _refuse_repeated_keys(top)
+
+
 def _refuse_repeated_keys(node: yaml.Node | None) -> None:
     """YAML's parsers keep the last of several keys of one name, and so would lose a data set."""
     if isinstance(node, yaml.MappingNode):
@@ -104,7 +114,7 @@ def _parse(file: Path) -> Suite:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_class_arguments(Suite)
     try:
-        _refuse_repeated_keys(yaml.compose(file.read_text(encoding="utf-8")))
+        _check_keys(yaml.compose(file.read_text(encoding="utf-8")))
         return Suite(**parser.instantiate_classes(parser.parse_path(str(file))).as_dict())
     except InputError:
         raise
